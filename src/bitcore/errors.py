@@ -1,0 +1,24 @@
+"""The one exception that users meet: it names the thing that is wrong and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BitLabError(Exception):
+    """Bad input, or something this machine cannot do. The command line prints the message as one line and exits with 1."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> BitLabError:
+    """Returns the error for a name that is in no registry, with the nearest valid name and all of them.
+
+    Args:
+        kind: What was looked up, for example ``"dataset"``.
+        name: The name that was asked for.
+        known: Every valid name.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return BitLabError(f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}")

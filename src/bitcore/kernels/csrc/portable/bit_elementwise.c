@@ -1,0 +1,70 @@
+/* From accumulators to activations, one value at a time, and the class at the end. */
+#include "bit_runtime.h"
+
+int32_t bit_sum_int8(const int8_t *x, uint32_t n) {
+    int32_t sum = 0;
+    for (; n != 0; n--) {
+        sum += *x++;
+    }
+    return sum;
+}
+
+int32_t bit_sum_uint8(const uint8_t *x, uint32_t n) {
+    int32_t sum = 0;
+    for (; n != 0; n--) {
+        sum += *x++;
+    }
+    return sum;
+}
+
+/* Inlined into each caller, so that none of them drags the others' arithmetic into a linked image. */
+BIT_INLINE int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
+
+int32_t bit_requantize_shift(int32_t x, int32_t bias, unsigned shift, int32_t low, int32_t high) {
+    return clamp(bit_round_shift(x + bias, shift), low, high);
+}
+
+int32_t bit_requantize(int32_t x, int32_t multiplier, int64_t bias, unsigned shift, int32_t low, int32_t high) {
+#ifdef BIT_NO_MULTIPLIER
+    uint64_t product = 0;
+    uint64_t factor = (uint64_t)(int64_t)x;
+    uint32_t rest = (uint32_t)multiplier;
+    if (multiplier < 0) {
+        factor = 0U - factor;
+        rest = 0U - rest;
+    }
+    for (; rest != 0; rest >>= 1, factor <<= 1) {
+        if (rest & 1U) {
+            product += factor;
+        }
+    }
+    const int64_t value = (int64_t)product + bias;
+#else
+    const int64_t value = (int64_t)x * multiplier + bias;
+#endif
+    const int64_t floor = value >= 0 ? value >> shift : ~(~value >> shift);
+    const uint64_t rest_bits = (uint64_t)value - ((uint64_t)floor << shift);
+    const uint64_t half = ((uint64_t)1 << shift) >> 1;
+    const int64_t rounded = floor + (rest_bits > half || (rest_bits == half && shift > 0 && (floor & 1)));
+    return rounded < low ? low : rounded > high ? high : (int32_t)rounded;
+}
+
+int32_t bit_threshold(int32_t x, const int32_t *thresholds, uint32_t count) {
+    int32_t reached = 0;
+    while (count != 0 && x >= *thresholds) {
+        thresholds++;
+        reached++;
+        count--;
+    }
+    return reached;
+}
+
+int bit_argmax(const int32_t *x, uint32_t n) {
+    int best = 0;
+    for (uint32_t i = 1; i < n; i++) {
+        if (x[i] > x[best]) {
+            best = (int)i;
+        }
+    }
+    return best;
+}

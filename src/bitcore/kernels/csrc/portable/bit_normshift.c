@@ -1,0 +1,24 @@
+/* Dynamic power-of-two quantization of one sample, by shifts alone. */
+#include "bit_runtime.h"
+
+BIT_INLINE uint32_t magnitude(int32_t x, int relu) { return x >= 0 ? (uint32_t)x : relu ? 0U : 0U - (uint32_t)x; }
+
+void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int relu) {
+    uint32_t largest = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t value = magnitude(x[i], relu);
+        largest = value > largest ? value : largest;
+    }
+    unsigned left = 0;
+    unsigned right = 0;
+    while (((uint32_t)high << right) < largest) {
+        right++;
+    }
+    while (largest != 0 && (largest << (left + 1)) <= (uint32_t)high) {
+        left++;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t value = relu && x[i] < 0 ? 0 : x[i];
+        y[i] = (uint8_t)bit_round_shift((int32_t)((uint32_t)value << left), right);
+    }
+}

@@ -1,0 +1,78 @@
+/* BitLab runtime: exact integer arithmetic in C99, without malloc, libc or floating point.
+ *
+ * The same files are the portable kernels of the Python package and the runtime of exported networks.
+ * With BIT_NO_MULTIPLIER defined nothing here multiplies: products become shifts and additions.
+ */
+#ifndef BIT_RUNTIME_H
+#define BIT_RUNTIME_H
+
+#include <stdint.h>
+
+#include "bit_formats.h"
+
+#if defined(__GNUC__)
+#define BIT_INLINE static inline __attribute__((always_inline))
+#else
+#define BIT_INLINE static inline
+#endif
+
+/* a * b. Unsigned arithmetic wraps, so intermediate results may leave int32 as long as the final one does not. */
+BIT_INLINE uint32_t bit_mul(uint32_t a, uint32_t b) {
+#ifdef BIT_NO_MULTIPLIER
+    uint32_t product = 0;
+    if (b >> 31) { /* a small negative factor: fewer steps by its magnitude */
+        a = 0U - a;
+        b = 0U - b;
+    }
+    for (; b != 0; b >>= 1, a <<= 1) {
+        if (b & 1U) {
+            product += a;
+        }
+    }
+    return product;
+#else
+    return a * b;
+#endif
+}
+
+/* value >> shift, rounding towards minus infinity, for negative values too (C99 leaves that to the compiler). */
+BIT_INLINE int32_t bit_shift_right(int32_t value, unsigned shift) {
+    return value >= 0 ? value >> shift : ~(~value >> shift);
+}
+
+/* value / 2**shift, rounded to the nearest integer, ties to even; 0 <= shift <= 31. */
+BIT_INLINE int32_t bit_round_shift(int32_t value, unsigned shift) {
+    const int32_t floor = bit_shift_right(value, shift);
+    const uint32_t rest = (uint32_t)value - ((uint32_t)floor << shift);
+    const uint32_t half = ((uint32_t)1 << shift) >> 1;
+    return floor + (rest > half || (rest == half && shift > 0 && (floor & 1)));
+}
+
+/* Sums of n activations; the dot products of formats whose codes are offset need it. */
+int32_t bit_sum_int8(const int8_t *x, uint32_t n);
+int32_t bit_sum_uint8(const uint8_t *x, uint32_t n);
+
+/* bit_dot_<weight>_<activation>: the sum of weight level times activation over one packed row of n weights.
+ * `sum` is the sum of the n activations. */
+#define BIT_DECLARE_DOT(format)                                                                                        \
+    int32_t bit_dot_##format##_int8(const uint8_t *weight, const int8_t *x, uint32_t n, int32_t sum);                  \
+    int32_t bit_dot_##format##_uint8(const uint8_t *weight, const uint8_t *x, uint32_t n, int32_t sum);
+BIT_FORMATS(BIT_DECLARE_DOT)
+
+/* clamp(round((x * multiplier + bias) / 2**shift), low, high), ties to even; 0 <= shift <= 62. */
+int32_t bit_requantize(int32_t x, int32_t multiplier, int64_t bias, unsigned shift, int32_t low, int32_t high);
+
+/* The same with multiplier 1, where x + bias fits int32; 0 <= shift <= 31. */
+int32_t bit_requantize_shift(int32_t x, int32_t bias, unsigned shift, int32_t low, int32_t high);
+
+/* How many of the rising thresholds are <= x. */
+int32_t bit_threshold(int32_t x, const int32_t *thresholds, uint32_t count);
+
+/* Shifts a sample so that its largest magnitude just fits `high`: y = round(x / 2**e), e as small as possible.
+ * With relu, negative values become 0 first. Every y fits a byte (int8, or uint8 with relu). */
+void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int relu);
+
+/* The index of the largest value; the first one where several are equal. */
+int bit_argmax(const int32_t *x, uint32_t n);
+
+#endif

@@ -1,0 +1,86 @@
+"""Gradient estimators: how the gradient passes the rounding, which has none of its own.
+
+An estimator maps values in units of the scale to levels. Its forward value is always ``format.nearest``; it only
+chooses the backward pass. With ``y = estimator(x / s) * s`` autograd adds the gradient of a learned scale:
+``dy/ds = level − x/s`` inside the range and ``level`` outside, which is LSQ's (arXiv:1902.08153, eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitcore.formats import NumberFormat
+
+Estimator = Callable[[Tensor, NumberFormat], Tensor]
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: ARG004
+        return fmt.nearest(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return grad, None
+
+
+class _ClippedStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:
+        ctx.save_for_backward((x >= fmt.low) & (x <= fmt.high))
+        return fmt.nearest(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None
+
+
+def ste(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """Straight-through (Bengio et al., arXiv:1308.3432): the gradient passes unchanged."""
+    return _StraightThrough.apply(x, fmt)
+
+
+def clipped_ste(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """Clipped straight-through (BNN, arXiv:1602.02830): passes where ``low <= x <= high``, zero beyond."""
+    return _ClippedStraightThrough.apply(x, fmt)
+
+
+ESTIMATORS: dict[str, Estimator] = {f.__name__: f for f in (ste, clipped_ste)}
+
+
+class GradientScale(torch.autograd.Function):
+    """Identity whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        """Returns ``x``."""
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Multiplies the gradient."""
+        return grad * ctx.factor, None
+
+
+class PowerOfTwo(torch.autograd.Function):
+    """The power of two nearest to a positive scale in the exponent, ``2**round(log2 s)``; straight-through gradient.
+
+    Exact: computed from the bits of the number, not by logarithms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor) -> Tensor:  # noqa: ARG004
+        """Rounds ``scale`` (any shape, positive)."""
+        mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
+        return torch.ldexp(torch.ones_like(scale), exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+        """Passes the gradient unchanged."""
+        return grad

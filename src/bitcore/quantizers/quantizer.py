@@ -1,0 +1,48 @@
+"""Quantizer = format + scale source + power-of-two rounding + gradient estimator."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bitcore.formats import NumberFormat
+from bitcore.quantizers.estimators import Estimator, PowerOfTwo, ste
+from bitcore.quantizers.ranges import ScaleSource
+from bitcore.quantizers.tensors import QTensor
+
+
+class Quantizer(nn.Module):
+    """Quantizes a tensor: ``levels = format.nearest(x / scale)``, value ``levels * scale``.
+
+    The value of `forward` is always ``quantize(x).dequantize()``; only its gradient is the estimator's.
+
+    Args:
+        fmt: The number format.
+        source: Where the scale comes from.
+        pow2: Round the scale to the nearest power of two (in the exponent).
+        estimator: The backward pass of the rounding.
+    """
+
+    def __init__(self, fmt: NumberFormat, source: ScaleSource, pow2: bool = False, estimator: Estimator = ste) -> None:
+        super().__init__()
+        self.format, self.source, self.pow2, self.estimator = fmt, source, pow2, estimator
+
+    def scale(self, x: Tensor) -> Tensor:
+        """Returns the scale for ``x``: positive, broadcastable to it; at least float32."""
+        x = x.float() if x.dtype.itemsize < 4 else x
+        scale = self.source(x, self.format)
+        return PowerOfTwo.apply(scale) if self.pow2 else scale  # type: ignore[return-value]
+
+    def quantize(self, x: Tensor) -> QTensor:
+        """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
+        x = x.detach()
+        scale = self.scale(x).detach()
+        return QTensor(self.format.nearest(x / scale), scale, self.format)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the fake-quantized ``x``."""
+        scale = self.scale(x)
+        return self.estimator(x / scale, self.format) * scale
+
+    def extra_repr(self) -> str:
+        """Names format, scale and estimator."""
+        return f"{self.format.name}{', power-of-two scale' if self.pow2 else ''}, {self.estimator.__name__}"

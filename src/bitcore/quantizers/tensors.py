@@ -1,0 +1,75 @@
+"""QTensor: levels, scale, format. PackedTensor: the same as bytes, as they are saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitcore.formats import NumberFormat
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized tensor: ``value = levels * scale``.
+
+    Attributes:
+        levels: Integer levels in a floating-point dtype (so that integer sums run on the fast float paths).
+        scale: Positive, broadcastable to ``levels``.
+        format: The number format whose levels these are.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    format: NumberFormat
+
+    def dequantize(self) -> Tensor:
+        """Returns ``levels * scale``."""
+        return self.levels * self.scale
+
+    def codes(self) -> Tensor:
+        """Returns the uint8 codes (indices into the format's levels)."""
+        return self.format.encode(self.levels)
+
+    def integers(self) -> Tensor:
+        """Returns the levels in the narrowest integer dtype of the format (int8 wherever they fit)."""
+        return self.levels.to(self.format.level_dtype)
+
+    def pack(self) -> PackedTensor:
+        """Packs the codes row by row.
+
+        Raises:
+            ValueError: If a value is no level, as after quantizing NaN.
+        """
+        rows = self.codes().flatten(1)
+        return PackedTensor(self.format.packing.pack(rows), self.scale, tuple(self.levels.shape), self.format)
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """Packed codes: what a file holds.
+
+    Attributes:
+        data: uint8 ``[shape[0], bytes of a row]``; a row is everything behind the first dimension, flattened.
+        scale: As in `QTensor`.
+        shape: The shape of the unpacked tensor.
+        format: The number format.
+    """
+
+    data: Tensor
+    scale: Tensor
+    shape: tuple[int, ...]
+    format: NumberFormat
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> QTensor:
+        """Returns the levels as a `QTensor` of floating-point ``dtype``.
+
+        Raises:
+            ValueError: If the bytes do not hold codes of the format.
+        """
+        n = 1
+        for size in self.shape[1:]:
+            n *= size
+        levels = self.format.decode(self.format.packing.unpack(self.data, n))
+        return QTensor(levels.to(dtype).reshape(self.shape), self.scale, self.format)

@@ -1,0 +1,1 @@
+"""Cross-compiling exported networks and running them on emulated microcontrollers."""
