@@ -5,7 +5,8 @@ VENV ?= .venv
 WORKERS ?= auto
 ARGS ?=
 
-export OMP_NUM_THREADS = 1 # two OpenMP threads on two busy cores can be 50 times slower than one
+# Two OpenMP threads on two busy cores can be 50 times slower than one.
+export OMP_NUM_THREADS = 1
 
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
@@ -47,7 +48,8 @@ clean: ## remove the environment and everything built
 	find src tests mcu -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BitLab needs Python 3.11+: make PYTHON=..." or 0)'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/runtime: $(INSTALLED) | $(BIN)/python
 	$(INSTALL) .

@@ -8,7 +8,7 @@ from bitcore.errors import unknown
 _TERNARY_CNN = BitQuantConfig(weight_scale="absmedian", weight_granularity="per_channel")
 
 # Microcontrollers: one power-of-two scale a layer, activations shifted by the sample's own maximum. The integer
-# network then needs no multiplication, and fake quantization equals it exactly.
+# network then needs no multiplication, and fake quantization equals it exactly. For layers without biases.
 _MCU = BitQuantConfig(
     weight_scale="octav",
     weight_scale_pow2=True,
@@ -16,6 +16,19 @@ _MCU = BitQuantConfig(
     activation_granularity="per_token",
     activation_scale_pow2=True,
 )
+_MCU_FORMATS = {
+    "binary": {"weight_scale": "absmean"},
+    "ternary": {"weight_scale": "absmean"},
+    "2bitsym": {},
+    "4bitsym": {},
+    "5bitsym": {},
+    "4bit": {},
+    "8bit": {},
+    "fp130": {},
+    "nf4": {"weight_scale": "absmax"},
+}
+# The same with fixed power-of-two ranges, so that biases and batch norm fold into the requantization.
+_STATIC = {"activation_dtype": "uint8", "activation_scale": "tracked"}
 
 PRESETS: dict[str, BitQuantConfig] = {
     "bitlab": BitQuantConfig(),
@@ -29,11 +42,11 @@ PRESETS: dict[str, BitQuantConfig] = {
         activation_dtype="int8",
         activation_scale="tracked",
     ),
-    "mcu-binary": _MCU.replace(weight_format="binary", weight_scale="absmean"),
-    "mcu-ternary": _MCU.replace(weight_scale="absmean"),
-    **{f"mcu-{name}": _MCU.replace(weight_format=name) for name in ("2bitsym", "4bitsym", "5bitsym", "4bit", "8bit")},
-    "mcu-fp130": _MCU.replace(weight_format="fp130"),
-    "mcu-nf4": _MCU.replace(weight_format="nf4", weight_scale="absmax"),
+    **{f"mcu-{name}": _MCU.replace(weight_format=name, **rest) for name, rest in _MCU_FORMATS.items()},
+    **{
+        f"mcu-{name}-static": _MCU.replace(weight_format=name, **rest, **_STATIC)
+        for name, rest in _MCU_FORMATS.items()
+    },
 }
 
 

@@ -160,11 +160,8 @@ def fit(
         recipe.dump(run_dir / "recipe.yaml")
         write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trainer = _trainer(recipe, run_dir, progress, callbacks, checkpoint)
-        loop = trainer.fit_loop
-        loader.position = lambda: (
-            loop.epoch_progress.current.processed,
-            loop.epoch_loop.batch_progress.current.ready,
-        )
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        loader.position = lambda: (trainer.current_epoch, batches.current.ready)
         watched = TestLoader(prepared.watched, prepared.preprocessing)
         trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
         save_model(model.cpu(), run_dir / "model.safetensors", extra)

@@ -95,7 +95,7 @@ class Preprocessing:
         Raises:
             BitLabError: A field is missing or unknown.
         """
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**fields)
         except TypeError as error:

@@ -146,7 +146,7 @@ class Recipe:
             BitLabError: No such file, no YAML mapping, or wrong values (see `from_dict`).
         """
         try:
-            values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a safe loader)
+            values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
         except (OSError, UnicodeDecodeError) as error:
             raise BitLabError(f"cannot read the recipe {path}: {error}") from None
         except yaml.YAMLError as error:
@@ -197,7 +197,7 @@ def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
         if not sign or not key:
             raise BitLabError(f"{what}: '{text}' is not of the form KEY=VALUE")
         try:
-            values[key.strip()] = yaml.load(value, Loader=_Loader)  # noqa: S506 (a safe loader)
+            values[key.strip()] = yaml.load(value, Loader=_Loader)
         except yaml.YAMLError:
             raise BitLabError(f"{what}: '{value}' is no valid value for {key}") from None
     return values

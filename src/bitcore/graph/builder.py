@@ -169,7 +169,7 @@ class GraphBuilder:
             reached = levels(middle) >= ordered
             above, below = torch.where(reached, middle, above), torch.where(reached, below, middle)
         # An answer at a limit means "always" or "never" within the accumulator's range.
-        return Threshold(above.numpy(), sign.numpy().astype(np.int64), low=fmt.low, step=fmt.step)
+        return Threshold(above.numpy(), *_shared(sign.numpy()), low=fmt.low, step=fmt.step)
 
     def _normshift(self, x: Value, quantizer: Quantizer) -> Value:
         """Dynamic power-of-two quantization of whole samples is a shift by the sample's own maximum."""

@@ -1,0 +1,53 @@
+"""The graph for people: rows of a table, and Graphviz."""
+
+from __future__ import annotations
+
+from bitcore.graph.graph import Graph
+from bitcore.graph.memory import plan_memory
+from bitcore.graph.ops import Conv2d, Linear
+from bitcore.graph.types import IntTensor
+
+COLUMNS = ("node", "operation", "reads", "shape", "range", "stored as", "arena")
+
+
+def graph_rows(graph: Graph) -> list[tuple[str, ...]]:
+    """Returns one row of `COLUMNS` for the input and for every node; fused results have no place in the arena."""
+    places = {b.name: f"{b.offset}…{b.offset + b.bytes - 1}" for b in plan_memory(graph).buffers}
+    places[graph.output.name] = "output"
+    spec = graph.input
+    scale = f"scale {spec.scale:g}" if spec.scale is not None else "scale of the sample"
+    rows = [("input", f"{spec.format}, {scale}", "", _shape(spec.shape), _range(spec.type), spec.type.storage, "input")]
+    for node in graph.nodes:
+        op = node.op
+        what = f"{op.kind} {op.format}" if isinstance(op, (Linear, Conv2d)) else op.kind
+        place = places.get(node.name, "")
+        rows.append(
+            (node.name, what, ", ".join(node.inputs), _shape(node.type.shape), _range(node.type), node.type.storage, place)
+        )
+    return rows
+
+
+def graph_table(graph: Graph) -> str:
+    """Returns the graph as a plain text table."""
+    rows = [COLUMNS, *graph_rows(graph)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def graph_dot(graph: Graph) -> str:
+    """Returns the graph in Graphviz's language (``dot -Tsvg``)."""
+    lines = ["digraph network {", '  node [shape=box, fontname="sans-serif"];']
+    for name, what, _, shape, bounds, stored, _place in graph_rows(graph):
+        lines.append(f'  "{name}" [label="{name}\\n{what}\\n{shape} {stored}\\n{bounds}"];')
+    for node in graph.nodes:
+        lines += [f'  "{source}" -> "{node.name}";' for source in node.inputs]
+    return "\n".join([*lines, "}", ""])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _range(kind: IntTensor) -> str:
+    return f"{kind.low}…{kind.high}"

@@ -1,0 +1,155 @@
+"""How large a network is: per layer, and in flash and RAM."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitcore.graph import Graph
+from bitexport.targets.c.source import CSource
+from bitlayers import BitLayer
+
+
+@dataclass(frozen=True)
+class LayerFootprint:
+    """One weighted layer.
+
+    Attributes:
+        name: Its name in the model.
+        shape: The weight's shape.
+        weights: The weights' number format.
+        activations: The input's number format.
+        bits: Storage bits a weight.
+        scale: The smallest and largest weight scale.
+        zeros: Share of weights that are 0.
+        entropy: Shannon entropy of the codes, bits a weight.
+        macs: Multiply-accumulates a sample, ``None`` where the input size is unknown.
+        bytes: Stored bytes of the weights (the bias not counted).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: str
+    activations: str
+    bits: float
+    scale: tuple[float, float]
+    zeros: float
+    entropy: float
+    macs: int | None
+    bytes: int
+
+
+def layer_footprints(model: nn.Module, input_shape: tuple[int, ...]) -> list[LayerFootprint]:
+    """Returns a model's weighted layers, bit layers and float ones.
+
+    Args:
+        model: The model.
+        input_shape: One sample's shape, for the multiply-accumulates.
+    """
+    macs = _count_macs(model, input_shape)
+    return [
+        _bit_layer(name, layer, macs.get(name)) if isinstance(layer, BitLayer) else _float_layer(name, layer, macs)
+        for name, layer in model.named_modules()
+        if isinstance(layer, (BitLayer, nn.Linear, nn.Conv2d))
+    ]
+
+
+def _bit_layer(name: str, layer: BitLayer, macs: int | None) -> LayerFootprint:
+    config = layer.quant_config
+    if layer.weight_quantizer is None:
+        return _float_layer(name, layer, {name: macs})
+    packed = layer.packed_tensor()
+    weight = packed.unpack()
+    return LayerFootprint(
+        name,
+        packed.shape,
+        config.weight_format,
+        config.activation_dtype,
+        packed.format.bits,
+        (float(packed.scale.min()), float(packed.scale.max())),
+        float((weight.levels == 0).float().mean()),
+        packed.format.entropy(weight.codes()),
+        macs,
+        packed.data.numel(),
+    )
+
+
+def _float_layer(name: str, layer: nn.Module, macs: dict[str, int | None] | dict[str, int]) -> LayerFootprint:
+    weight: Any = layer.weight
+    zeros = float((weight == 0).float().mean())
+    size = weight.numel() * weight.element_size()
+    bits = 8.0 * weight.element_size()
+    return LayerFootprint(
+        name, tuple(weight.shape), "float32", "float32", bits, (1.0, 1.0), zeros, bits, macs.get(name), size
+    )
+
+
+def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    """Runs one sample of zeros and counts, for every weighted layer, outputs times fan-in."""
+    counts: dict[str, int] = {}
+    hooks = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            shape = layer.weight_shape if isinstance(layer, BitLayer) else layer.weight.shape
+            fan_in = int(torch.Size(shape[1:]).numel())
+
+            def count(_: nn.Module, __: Any, y: torch.Tensor, name: str = name, fan_in: int = fan_in) -> None:
+                counts[name] = counts.get(name, 0) + y.numel() * fan_in
+
+            hooks.append(layer.register_forward_hook(count))
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, *input_shape))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A whole network on a microcontroller.
+
+    Attributes:
+        weights: Bytes of the packed weights.
+        constants: Bytes of all constants in flash (weights, biases, thresholds, multipliers); code is not counted.
+        arena: Bytes of working memory.
+        input: Bytes of the input.
+        macs: Multiply-accumulates a sample.
+        float32: Bytes of the same weights in float32.
+    """
+
+    weights: int
+    constants: int
+    arena: int
+    input: int
+    macs: int
+    float32: int
+
+    @property
+    def ram(self) -> int:
+        """Arena and input; the stack is not counted."""
+        return self.arena + self.input
+
+    def to_dict(self) -> dict[str, int]:
+        """Everything as plain values."""
+        return {**asdict(self), "ram": self.ram}
+
+
+def totals(graph: Graph, layers: list[LayerFootprint]) -> Totals:
+    """Returns a graph's sizes as the C target lays it out."""
+    source = CSource(graph, "network")
+    source.source()
+    return Totals(
+        weights=sum(layer.bytes for layer in layers),
+        constants=sum(constant.bytes for constant in source.constants),
+        arena=source.plan.arena,
+        input=graph.input.type.bytes,
+        macs=graph.macs(),
+        float32=4 * sum(int(torch.Size(layer.shape).numel()) for layer in layers),
+    )

@@ -1,0 +1,186 @@
+"""What the commands do, without the terminal: open a checkpoint, export it, verify it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from bitcore.errors import BitLabError
+from bitcore.graph import Graph
+from bitexport import lower
+from bitexport.targets import TARGETS, Artifact
+from bitexport.targets.c.target import GRAPH_FILE, open_export
+from bitexport.verify import Verification, compare
+from bitmodels import load_model
+from bittrain.evaluate import evaluate, load_split, predict
+from bittrain.fit import restore
+from bittrain.preprocessing import Preprocessing
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and what its file says about it.
+
+    Attributes:
+        model: In eval mode; packed when it comes from ``model.safetensors``.
+        extra: ``preprocessing``, ``dataset``, ``classes``, ``recipe``.
+        path: The file it was read from.
+    """
+
+    model: nn.Module
+    extra: dict[str, Any]
+    path: Path
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pixels become the model's input."""
+        return Preprocessing.from_dict(self.extra["preprocessing"])
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a run folder, a ``model.safetensors``, or a training checkpoint (``.ckpt``).
+
+    Raises:
+        BitLabError: If there is none, or the file is truncated, foreign or holds anything executable.
+    """
+    if path.is_dir():
+        path = path / MODEL_FILE
+    if not path.is_file():
+        raise BitLabError(f"there is no checkpoint '{path}'; train one with: bitlab train")
+    model, extra = restore(path) if path.suffix == ".ckpt" else load_model(path)
+    missing = {"preprocessing", "dataset"} - extra.keys()
+    if missing:
+        raise BitLabError(f"'{path}' does not say how its input is made ({', '.join(sorted(missing))} missing)")
+    return Checkpoint(model, extra, path)
+
+
+def measure(checkpoint: Checkpoint, dataset: str | None = None, max_samples: int | None = None) -> dict[str, Any]:
+    """Returns accuracy and loss on the test split (see `bittrain.evaluate.evaluate`)."""
+    name = dataset or checkpoint.extra["dataset"]
+    return {"dataset": name, **evaluate(checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples)}
+
+
+def make_graph(checkpoint: Checkpoint) -> Graph:
+    """Lowers a checkpoint's model; the graph remembers data set and preprocessing.
+
+    Raises:
+        BitLabError: If the model cannot be expressed in integers (the layer is named).
+    """
+    preprocessing = checkpoint.preprocessing
+    info = {
+        "dataset": checkpoint.extra["dataset"],
+        "preprocessing": preprocessing.to_dict(),
+        "pixels": preprocessing.formula(),
+        "classes": checkpoint.extra.get("classes", []),
+    }
+    return lower(checkpoint.model, preprocessing.shape, info)
+
+
+def export(checkpoint: Checkpoint, out: Path, name: str, target: str = "c") -> tuple[Artifact, Graph]:
+    """Exports a checkpoint to a folder, all or nothing.
+
+    Raises:
+        BitLabError: As `make_graph` and `Target.emit`.
+    """
+    graph = make_graph(checkpoint)
+    return TARGETS[target].emit(graph, out, name), graph
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found on a test set.
+
+    Attributes:
+        dataset: The data set's name.
+        labels: The true classes.
+        check: Interpreter against C.
+        fake_quantized: The model's own classes, ``None`` when only an export was given.
+        float_accuracy: The full-precision twin's accuracy, if one was given.
+    """
+
+    dataset: str
+    labels: np.ndarray
+    check: Verification
+    fake_quantized: np.ndarray | None
+    float_accuracy: float | None
+
+    @property
+    def differing_classes(self) -> int | None:
+        """Samples that the fake-quantized model and the integer graph put into different classes."""
+        if self.fake_quantized is None:
+            return None
+        return int((self.fake_quantized != self.check.scores.argmax(1)).sum())
+
+    def accuracy(self, classes: np.ndarray) -> float:
+        """The share of right classes."""
+        return float((classes == self.labels).mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        check = self.check
+        return {
+            "dataset": self.dataset,
+            "samples": check.samples,
+            "outputs_compared": check.samples * check.outputs,
+            "mismatches": check.mismatches,
+            "first_mismatch": str(check.first) if check.first else None,
+            "accuracy": {
+                "float": self.float_accuracy,
+                "fake_quantized": None if self.fake_quantized is None else self.accuracy(self.fake_quantized),
+                "integer": self.accuracy(check.scores.argmax(1)),
+                "c": self.accuracy(check.target_scores.argmax(1)),
+            },
+            "classes_differing_between_fake_quantized_and_integer": self.differing_classes,
+        }
+
+
+def verify(
+    path: Path, twin: Path | None = None, dataset: str | None = None, max_samples: int | None = None
+) -> Report:
+    """Compares the C code with the interpreter on the test set, every output of every image.
+
+    Args:
+        path: An export folder (its C is taken as it is), a run folder or a checkpoint (exported first).
+        twin: The checkpoint of the full-precision twin.
+        dataset: Another data set than the one the model was trained on.
+        max_samples: Only so many images.
+
+    Raises:
+        BitLabError: If something cannot be read, exported, compiled or run. A mismatch is no error here.
+    """
+    if path.is_dir() and (path / GRAPH_FILE).is_file():
+        artifact, graph = open_export(path)
+        return _verify(artifact, graph, None, twin, dataset, max_samples)
+    checkpoint = open_checkpoint(path)
+    with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
+        artifact, graph = export(checkpoint, Path(folder) / "network", "network")
+        return _verify(artifact, graph, checkpoint, twin, dataset, max_samples)
+
+
+def _verify(
+    artifact: Artifact,
+    graph: Graph,
+    checkpoint: Checkpoint | None,
+    twin: Path | None,
+    dataset: str | None,
+    max_samples: int | None,
+) -> Report:
+    if "preprocessing" not in graph.info:
+        raise BitLabError(f"'{artifact.folder}' does not say how pixels become its input; export it again")
+    preprocessing = Preprocessing.from_dict(graph.info["preprocessing"])
+    name = dataset or graph.info["dataset"]
+    split = load_split(name, preprocessing)
+    images, labels = split.images[:max_samples], split.labels[:max_samples]
+    check = compare(graph, TARGETS["c"], artifact, graph.input.quantize(preprocessing(images)))
+    fake = None
+    if checkpoint is not None:
+        fake = predict(checkpoint.model, images, preprocessing).argmax(1).numpy()
+    accuracy = None if twin is None else measure(open_checkpoint(twin), dataset, max_samples)["accuracy"]
+    return Report(name, labels.numpy(), check, fake, accuracy)
