@@ -22,7 +22,7 @@ class BitQuantConfig:
 
     Attributes:
         weight_format: A number format's name, or ``"float32"``.
-        weight_scale: A scaler's name: ``absmean``, ``absmedian``, ``absmax``, ``absmax_pow2``, ``octav``, ``quantscale``.
+        weight_scale: A scaler's name: ``absmean``, ``absmedian``, ``absmax``, ``octav``, ``quantscale``, …
         weight_granularity: ``"per_tensor"``, or ``"per_channel"`` (one scale an output channel).
         weight_scale_pow2: Round weight scales to powers of two.
         activation_dtype: A number format's name for the layer's input, or ``"float32"``.
@@ -96,9 +96,7 @@ class BitQuantConfig:
             return None
         trailing = ndim - 1 if self.weight_granularity == "per_channel" else None
         source = FromValues(SCALERS[_covering(self.weight_scale, self.weight_scale_pow2)], trailing)
-        return Quantizer(
-            get_format(self.weight_format), source, self.weight_scale_pow2, ESTIMATORS[self.estimator]
-        )
+        return Quantizer(get_format(self.weight_format), source, self.weight_scale_pow2, ESTIMATORS[self.estimator])
 
     def activation_quantizer(self, trailing: int) -> Quantizer | None:
         """Returns the quantizer of a layer's input, ``None`` for float32.

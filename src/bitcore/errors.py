@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class BitLabError(Exception):
-    """Bad input, or something this machine cannot do. The command line prints the message as one line and exits with 1."""
+    """Bad input, or something this machine cannot do. The command line prints the message and exits with 1."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> BitLabError:

@@ -44,8 +44,7 @@ PRESETS: dict[str, BitQuantConfig] = {
     ),
     **{f"mcu-{name}": _MCU.replace(weight_format=name, **rest) for name, rest in _MCU_FORMATS.items()},
     **{
-        f"mcu-{name}-static": _MCU.replace(weight_format=name, **rest, **_STATIC)
-        for name, rest in _MCU_FORMATS.items()
+        f"mcu-{name}-static": _MCU.replace(weight_format=name, **rest, **_STATIC) for name, rest in _MCU_FORMATS.items()
     },
 }
 

@@ -29,7 +29,7 @@ def lowers(*kinds: type[nn.Module]) -> Callable[[Lowering], Lowering]:
 
 
 @lowers(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-def _nothing(g: GraphBuilder, module: nn.Module, x: Value) -> Value:  # noqa: ARG001
+def _nothing(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
     return x
 
 
@@ -141,8 +141,8 @@ def _trace(model: nn.Module) -> fx.Graph:
 def _is_flatten(node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    starts_at_1 = (len(node.args) > 1 and node.args[1] == 1) or node.kwargs.get("start_dim") == 1
-    return (node.target is torch.flatten or node.target == "flatten") and starts_at_1 and len(node.args) <= 2
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim")
+    return node.target in (torch.flatten, "flatten") and bool(start == 1) and len(node.args) <= 2
 
 
 def _pair(value: Any) -> tuple[int, int]:

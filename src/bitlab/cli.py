@@ -1,4 +1,4 @@
-"""The command line: bitlab quickstart | train | evaluate | export | verify | info."""
+"""The command line: bitlab quickstart | train | evaluate | export | verify | info | publish."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many threads on a busy machine are far slower than one
 
-import typer  # noqa: E402
+import typer
 
-from bitcore.errors import BitLabError, unknown  # noqa: E402
-from bitlab import console  # noqa: E402
-from bitlab.options import recipe_flags  # noqa: E402
+from bitcore.errors import BitLabError, unknown
+from bitlab import console
+from bitlab.options import recipe_flags
 
 app = typer.Typer(
     help="Low-bit neural networks: train them, export them to C, and prove that every bit is the same.",
@@ -52,12 +52,17 @@ def quickstart(
         _show_report(result)
         sizes = result["sizes"]
         rows = [
-            ("weights", console.size(sizes["weights"]), f"{sizes['float32'] / sizes['weights']:.1f}× less than float32"),
+            (
+                "weights",
+                console.size(sizes["weights"]),
+                f"{sizes['float32'] / sizes['weights']:.1f}× less than float32",
+            ),
             ("flash", console.size(sizes["constants"]), "weights and other constants; code comes on top (about 1 kB)"),
             ("RAM", console.size(sizes["ram"]), f"arena {sizes['arena']} + input {sizes['input']}, without the stack"),
         ]
         console.show_table("Size", ("", "bytes", ""), rows)
         console.out.print(f"{result['seconds']} s. The C code: {result['folders']['c']}; see its README.md.")
+        console.native_kernels()
     _exit_on_mismatch(result)
 
 
@@ -166,12 +171,26 @@ def info(
         inspection.show_network(path, graph, dot, json)
 
 
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    float_twin: Annotated[Path, typer.Option("--float-twin", help="Run folder of the full-precision twin.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Verify a run on its whole test set and keep its figures as JSON, for the tables of the documentation."""
+    from bitlab import results
+
+    path = results.publish(run, float_twin, out)
+    console.out.print(f"{path} is written; refresh the README's table with: python -m bitlab.results")
+
+
 def _show_measure(result: dict[str, Any]) -> None:
-    accuracy = console.percent(result["accuracy"])
-    place = f"  {result['folder']}" if "folder" in result else ""
+    counted = f"{result['correct']:,} of {result['samples']:,} images"
     console.out.print(
-        f"{result['dataset']}: {accuracy} ({result['correct']:,} of {result['samples']:,}), loss {result['loss']:.4f}{place}"
+        f"{result['dataset']}: {console.percent(result['accuracy'])} ({counted}), loss {result['loss']:.4f}"
     )
+    if "folder" in result:
+        console.out.print(f"Run folder: {result['folder']}")
 
 
 def _show_report(result: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["err", "escape", "out", "percent", "show_json", "show_table", "size"]
+from bitcore.kernels.native import library
+
+__all__ = ["err", "escape", "native_kernels", "out", "percent", "show_json", "show_table", "size"]
 
 out = Console()
 err = Console(stderr=True)
@@ -31,6 +33,14 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     for row in listed:
         table.add_row(*row)
     out.print(table)
+
+
+def native_kernels() -> None:
+    """Says so when the native kernels are missing; silent otherwise."""
+    if library() is None:
+        out.print(
+            "[yellow]Native kernels are not installed; torch stands in.[/] Install a C compiler, then BitLab again."
+        )
 
 
 def percent(share: float | None) -> str:

@@ -35,6 +35,7 @@ def show_registries(json: bool) -> None:
     ]
     console.show_table("Presets", ("preset", "weights", "weight scale", "activations", "activation scale"), presets)
     console.out.print(f"Models: {', '.join(list_models())}")
+    console.native_kernels()
 
 
 def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> None:
@@ -82,7 +83,9 @@ def _show_layers(layers: list[LayerFootprint]) -> None:
             layer.weights,
             layer.activations,
             f"{layer.bits:g}",
-            f"{layer.scale[0]:.3g}" if layer.scale[0] == layer.scale[1] else f"{layer.scale[0]:.3g}–{layer.scale[1]:.3g}",
+            f"{layer.scale[0]:.3g}"
+            if layer.scale[0] == layer.scale[1]
+            else f"{layer.scale[0]:.3g}–{layer.scale[1]:.3g}",
             f"{100 * layer.zeros:.1f} %",
             f"{layer.entropy:.2f}",
             "–" if layer.macs is None else f"{layer.macs:,}",

@@ -141,9 +141,7 @@ class Report:
         }
 
 
-def verify(
-    path: Path, twin: Path | None = None, dataset: str | None = None, max_samples: int | None = None
-) -> Report:
+def verify(path: Path, twin: Path | None = None, dataset: str | None = None, max_samples: int | None = None) -> Report:
     """Compares the C code with the interpreter on the test set, every output of every image.
 
     Args:

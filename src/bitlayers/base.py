@@ -18,7 +18,9 @@ _EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so float sums 
 
 
 class BitLayer(nn.Module):
-    """Mixin in front of a torch layer (`nn.Linear`, `nn.Conv2d`). Three states:
+    """Mixin in front of a torch layer (`nn.Linear`, `nn.Conv2d`).
+
+    Three states:
 
     - train: ``op(fake_quantize(x), fake_quantize(weight)) + bias``; gradients by the estimators.
     - eval: the same on integer levels, ``op(x levels, weight levels) * (x scale * weight scale) + bias``. The integer
@@ -30,13 +32,12 @@ class BitLayer(nn.Module):
     """
 
     token_dims: int  # dimensions of one token or sample at the input
-    weight: Tensor | None
+    weight: Tensor
     bias: Tensor | None
 
     def _init_quantization(self, config: BitQuantConfig | None) -> None:
         """Creates the quantizers; call after the torch layer's ``__init__``."""
         self.quant_config = config if config is not None else BitQuantConfig()
-        assert self.weight is not None
         self.weight_shape = tuple(self.weight.shape)
         self.weight_quantizer = self.quant_config.weight_quantizer(len(self.weight_shape))
         self.activation_quantizer = self.quant_config.activation_quantizer(self.token_dims)
@@ -59,19 +60,19 @@ class BitLayer(nn.Module):
         return self._forward_levels(x)
 
     def _forward_fake(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        bias = self.bias
+        weight, bias, weight_scale = self.weight, self.bias, None
+        if self.weight_quantizer is not None:
+            weight_scale = self.weight_quantizer.scale(weight)
+            weight = self.weight_quantizer(weight, weight_scale)
         if self.activation_quantizer is not None:
-            if bias is not None and self.activation_quantizer.source.static and self.weight_quantizer is not None:
-                x_scale = self.activation_quantizer.scale(x).detach()
-                bias = self._bias_on_grid(x_scale * self._per_channel(self.weight_quantizer.scale(self.weight)))
-            x = self.activation_quantizer(x)
+            x_scale = self.activation_quantizer.scale(x)  # once: a tracked range takes every call for a batch
+            if bias is not None and self.activation_quantizer.source.static and weight_scale is not None:
+                bias = self._bias_on_grid((x_scale * self._per_channel(weight_scale)).detach())
+            x = self.activation_quantizer(x, x_scale)
         return self.operate(x, weight, bias)
 
     def _forward_levels(self, x: Tensor) -> Tensor:
         if self.weight_quantizer is None:
-            assert self.weight is not None
             x = x if self.activation_quantizer is None else self.activation_quantizer.quantize(x).dequantize()
             return self.operate(x, self.weight, self.bias)
         weight = self.packed_tensor() if self.packed else self.quantized_weight()
@@ -131,7 +132,6 @@ class BitLayer(nn.Module):
             raise BitLabError("this layer's weights are float32: it has no quantized weight")
         if self.packed:
             return self.packed_tensor().unpack()
-        assert self.weight is not None
         return self.weight_quantizer.quantize(self.weight)
 
     def packed_tensor(self) -> PackedTensor:
@@ -143,7 +143,7 @@ class BitLayer(nn.Module):
         if self.packed_weight is not None and self.weight_scale is not None:
             fmt = get_format(self.quant_config.weight_format)
             return PackedTensor(self.packed_weight, self.weight_scale, self.weight_shape, fmt)
-        if self.weight is not None and not torch.isfinite(self.weight).all():
+        if not torch.isfinite(self.weight).all():
             raise BitLabError("its weights are NaN or infinite; the training diverged, lower the learning rate")
         return self.quantized_weight().pack()
 
@@ -164,15 +164,17 @@ class BitLayer(nn.Module):
         self._hold(packed.data, packed.scale)
 
     def _hold(self, data: Tensor, scale: Tensor) -> None:
-        self.packed_weight, self.weight_scale, self.weight = data, scale, None
+        self.packed_weight, self.weight_scale = data, scale
+        self.register_parameter("weight", None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes on the state, packed or not, of the dictionary it loads."""
-        if f"{prefix}packed_weight" in state_dict and not self.packed:
-            assert self.weight is not None
-            device = self.weight.device
-            data, scale = state_dict[f"{prefix}packed_weight"], state_dict[f"{prefix}weight_scale"]
-            self._hold(torch.empty_like(data, device=device), torch.empty_like(scale, device=device))
+        if f"{prefix}packed_weight" in state_dict and not self.packed and self.weight_quantizer is not None:
+            # Of the layer's own shapes, so that torch refuses to fill them with another layer's.
+            zeros = torch.zeros_like(self.weight)
+            row_bytes = self.weight_quantizer.format.packing.row_bytes(zeros[:1].numel())
+            data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
+            self._hold(data, self.weight_quantizer.scale(zeros).detach())
         elif f"{prefix}weight" in state_dict and self.packed:
             assert self.weight_scale is not None
             self.weight = nn.Parameter(torch.empty(self.weight_shape, device=self.weight_scale.device))
@@ -198,7 +200,10 @@ class BitLayer(nn.Module):
         if self.bias is not None:
             if codes.relative:
                 raise g.error("a bias behind a dynamic activation scale; use bias=False or activation_scale=tracked")
-            bias = self.integer_bias(scale).numpy().astype(np.int64)
+            exact = self.integer_bias(scale).numpy()
+            if not np.all(np.abs(exact) < 2**31):  # NaN is refused too
+                raise g.error("its bias is NaN or beyond int32 in units of the accumulator; the training diverged")
+            bias = exact.astype(np.int64)
         levels = weight.levels.numpy().astype(np.int64)
         factor = scale.flatten().double().numpy()
         return self.add_to_graph(g, codes, levels, bias, factor, lambda a: a * scale)

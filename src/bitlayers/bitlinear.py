@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitcore.config import FLOAT, BitQuantConfig
+from bitcore.errors import BitLabError
 from bitcore.graph import GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
 from bitcore.quantizers import PackedTensor, QTensor
@@ -51,6 +52,9 @@ class BitLinear(BitLayer, nn.Linear):
         """As in `BitLayer`; packed weights run on the best kernel of this machine."""
         if not isinstance(weight, PackedTensor):
             return super().accumulate(x, weight)
+        features = x.shape[-1] if isinstance(x, Tensor) else x.levels.shape[-1]
+        if features != self.in_features:  # kernels know the packed rows' bytes, not how many codes count
+            raise BitLabError(f"the layer takes {self.in_features} features, its input has {features}")
         activation = FLOAT if isinstance(x, Tensor) else x.format.name
         kernel = KernelRegistry.find("linear", weight.format.name, activation, weight.data.device.type)
         return kernel(x if isinstance(x, Tensor) else x.integers(), kernel.prepare(weight), weight)

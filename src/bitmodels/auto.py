@@ -56,9 +56,7 @@ class AutoBitModel:
     """
 
     @staticmethod
-    def from_config(
-        config: Any, quant: Quant = _DEFAULT, overrides: Mapping[str, Override] | None = None
-    ) -> nn.Module:
+    def from_config(config: Any, quant: Quant = _DEFAULT, overrides: Mapping[str, Override] | None = None) -> nn.Module:
         """Builds the model of a config.
 
         Args:

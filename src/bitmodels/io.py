@@ -48,8 +48,8 @@ def save_model(model: nn.Module, path: Path, extra: dict[str, Any] | None = None
         else:
             state[name] = tensor
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    header = {"kind": _FILE_KIND, "model": json.dumps(description), "extra": json.dumps(extra or {})}
-    write_atomically(path, save_tensors(state, header))
+    header = json.dumps({"model": description, "extra": extra or {}})
+    write_atomically(path, save_tensors(state, {_FILE_KIND: header}))
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -65,16 +65,17 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise BitLabError(f"there is no file '{path}'")
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BitLabError(
-            f"'{path}' is no intact safetensors file ({error}); BitLab loads model.safetensors files only, never pickles"
+            f"'{path}' is no intact safetensors file ({error}); models are kept in model.safetensors, never in pickles"
         ) from error
-    if header.get("kind") != _FILE_KIND:
+    if _FILE_KIND not in metadata:
         raise BitLabError(f"'{path}' is a safetensors file of something else, not of a BitLab model")
     try:
-        description = json.loads(header["model"])
+        header = json.loads(metadata[_FILE_KIND])
+        description = header["model"]
         quant = description["quant"]
         model = AutoBitModel.from_name(
             description["name"],
@@ -83,6 +84,9 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             **description["options"],
         )
         model.load_state_dict(state)
-        return pack(model), json.loads(header["extra"])
+        for layer in model.modules():
+            if isinstance(layer, BitLayer) and layer.packed:
+                layer.quantized_weight()  # raises where bytes hold no codes: the fast kernels do not look
+        return pack(model), header["extra"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BitLabError(f"'{path}' is damaged or of another BitLab version: {error}") from error

@@ -68,6 +68,6 @@ class MLP(nn.Sequential):
             width = hidden
         self.head = nn.Linear(width, config.out_channels, config.bias)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor) -> Tensor:
         """Returns the logits."""
         return super().forward(input)

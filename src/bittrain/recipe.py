@@ -56,7 +56,7 @@ class Recipe:
 
     model: str = option("mlp", "Model family (see `bitlab info --models`).", "Model")
     model_options: dict[str, Any] = option(
-        lambda: {"hidden_dims": [64, 32]}, "Options of the model, as KEY=VALUE; repeatable.", "Model"
+        lambda: {"hidden_dims": [64, 32], "bias": False}, "Options of the model, as KEY=VALUE; repeatable.", "Model"
     )
     quant: str | None = option("mcu-4bitsym", "Quantization preset; none for full precision.", "Model")
     quant_overrides: dict[str, Any] = option(

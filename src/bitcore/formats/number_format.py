@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,38 +25,37 @@ class NumberFormat:
 
     Rounding: to the nearest level. Ties go to even where the levels are consecutive integers, upward elsewhere
     (so sign(0) = +1). Values beyond the outer levels saturate.
+
+    Attributes:
+        name: The name that users write.
+        levels: The levels in code order.
+        packing: How codes are stored.
+        low: The smallest level.
+        high: The largest level.
+        step: The distance of neighbouring levels, 0 where it varies.
     """
 
     name: str
     levels: tuple[int, ...]
     packing: Packing
+    low: int = field(init=False)
+    high: int = field(init=False)
+    step: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Checks that levels are distinct and that the packing holds the codes."""
+        """Checks that levels are distinct and that the packing holds the codes; derives the range."""
         if len(set(self.levels)) != len(self.levels) or not 2 <= len(self.levels) <= self.packing.radix <= 256:
             raise ValueError(f"{self.name}: between 2 and {self.packing.radix} distinct levels are needed")
-
-    @cached_property
-    def low(self) -> int:
-        """The smallest level."""
-        return min(self.levels)
-
-    @cached_property
-    def high(self) -> int:
-        """The largest level."""
-        return max(self.levels)
+        ordered = sorted(self.levels)
+        steps = {b - a for a, b in pairwise(ordered)}
+        object.__setattr__(self, "low", ordered[0])
+        object.__setattr__(self, "high", ordered[-1])
+        object.__setattr__(self, "step", steps.pop() if len(steps) == 1 else 0)
 
     @property
     def bits(self) -> float:
         """Storage bits a code (ternary: 1.6)."""
         return self.packing.bits
-
-    @cached_property
-    def step(self) -> int:
-        """The distance of neighbouring levels, 0 where it varies."""
-        ordered = sorted(self.levels)
-        steps = {b - a for a, b in zip(ordered, ordered[1:], strict=False)}
-        return steps.pop() if len(steps) == 1 else 0
 
     @property
     def affine(self) -> bool:
@@ -82,10 +81,11 @@ class NumberFormat:
         if self.step == 1:
             return round_half_even(x).clamp(self.low, self.high)
         if self.step == 2 and self.low % 2:
-            return (torch.floor(x / 2) * 2 + 1).clamp(self.low, self.high)
+            # The inner floor keeps the sign of values so tiny that half of them is zero.
+            return (torch.floor(torch.floor(x) / 2) * 2 + 1).clamp(self.low, self.high)
         ordered = sorted(self.levels)
         table = torch.tensor(ordered, dtype=x.dtype, device=x.device)
-        middles = torch.tensor([(a + b) / 2 for a, b in zip(ordered, ordered[1:], strict=False)], device=x.device)
+        middles = torch.tensor([(a + b) / 2 for a, b in pairwise(ordered)], device=x.device)
         levels = table[torch.bucketize(x, middles.to(x.dtype), right=True)]
         return torch.where(torch.isnan(x), x, levels)
 
@@ -116,8 +116,10 @@ class NumberFormat:
         Raises:
             ValueError: If a code has no level.
         """
-        if codes.numel() and int(codes.max()) >= len(self.levels):
-            raise ValueError(f"{self.name} has no code {int(codes.max())}: corrupted data")
+        if codes.numel() and not torch.compiler.is_compiling():  # a compiled graph cannot branch on values
+            for code in (int(codes.min()), int(codes.max())):
+                if not 0 <= code < len(self.levels):
+                    raise ValueError(f"{self.name} has no code {code}: corrupted data")
         return torch.tensor(self.levels, dtype=self.level_dtype, device=codes.device)[codes.to(torch.int64)]
 
     def entropy(self, codes: Tensor) -> float:
@@ -131,5 +133,3 @@ class NumberFormat:
     def describe(self) -> str:
         """Returns one line for tables and errors."""
         return f"{self.name} ({len(self.levels)} levels {self.low}…{self.high}, {self.bits:g} bits)"
-
-

@@ -61,7 +61,9 @@ class Packing:
             raise ValueError(f"a row of {n} codes takes {self.row_bytes(n)} bytes, not {data.shape[-1]}")
         words = data.to(torch.int64).unflatten(-1, (-1, self.word)) << self._byte_shifts(data.device)
         words = words.sum(-1)
-        if words.numel() and int(words.max()) >= self.radix**self.codes:
+        # A compiled graph cannot branch on values; it runs on what was unpacked, and so checked, before.
+        compiling = torch.compiler.is_compiling()
+        if words.numel() and not compiling and int(words.max()) >= self.radix**self.codes:
             raise ValueError(f"a packed word holds more than {self.codes} codes of radix {self.radix}: corrupted data")
         return (words[..., None] // self._powers(data.device) % self.radix).to(torch.uint8).flatten(-2)[..., :n]
 
@@ -73,6 +75,6 @@ class Packing:
 
 
 def bit_packing(bits: int) -> Packing:
-    """Returns the packing of ``bits``-bit codes without gaps: 8 codes in ``bits`` bytes, in fewer where that is whole."""
+    """Returns the packing of ``bits``-bit codes without gaps, in the fewest whole bytes."""
     word = {1: 1, 2: 1, 4: 1, 6: 3, 8: 1}.get(bits, bits)
     return Packing(radix=2**bits, codes=8 * word // bits, word=word)

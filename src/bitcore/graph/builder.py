@@ -97,7 +97,7 @@ class GraphBuilder:
             return self._quantize_input(x, quantizer)
         if isinstance(quantizer.source, FromValues):
             return self._normshift(x, quantizer)
-        scale = float(quantizer.scale(torch.zeros(0)))
+        scale = self._static_scale(quantizer)
         if x.relative:
             raise self.error("a static activation range behind a dynamic one; use the same activation_scale throughout")
         name = f"{self.layer}.input"
@@ -110,17 +110,25 @@ class GraphBuilder:
         source, fmt = quantizer.source, quantizer.format
         if isinstance(source, FromValues):
             if source.trailing is None:
-                raise self.error("its activation scale depends on the whole batch; use activation_granularity=per_token")
+                raise self.error(
+                    "its activation scale depends on the whole batch; use activation_granularity=per_token"
+                )
             scaler = next(name for name, function in SCALERS.items() if function is source.scaler)
             spec = InputSpec(self._input_shape, fmt.name, None, scaler)
         else:
-            spec = InputSpec(self._input_shape, fmt.name, float(quantizer.scale(torch.zeros(0))))
+            spec = InputSpec(self._input_shape, fmt.name, self._static_scale(quantizer))
         if self._input not in (None, spec):
             raise self.error("the network's input is quantized in two different ways; give both layers one config")
         self._input = spec
         scale = np.array([spec.scale if spec.scale is not None else 1.0])
         value = self._codes(Node("input", Flatten(), (), spec.type), scale, relative=spec.scale is None)
         return value if x.type.shape == spec.shape else self.flatten(value, f"{self.layer}.flat")
+
+    def _static_scale(self, quantizer: Quantizer) -> float:
+        scale = float(quantizer.scale(torch.zeros(0)))
+        if not math.isfinite(scale):
+            raise self.error(f"its activation scale is {scale}; the training diverged, lower the learning rate")
+        return scale
 
     def _codes(self, node: Node, scale: Reals, relative: bool) -> Value:
         step = float(scale[0])
@@ -132,16 +140,21 @@ class GraphBuilder:
         """Folds scale, offset and clip into multiplier, bias and shift. Powers of two give shifts alone."""
         if fmt.step != 1:
             raise self.error(f"activations of {fmt.name} have too many unevenly spaced levels; use an integer format")
-        multiplier, shift = _fixed_point(x.scale / scale)
-        bias = np.round(x.offset / scale * np.exp2(shift)).astype(np.int64)
-        self._check_sum(x.type, multiplier, bias)
         low, high = (_round_to_int(limit / scale, fmt) for limit in (x.low, x.high))
-        return Requantize(*_shared(multiplier, bias, shift), low=low, high=high)
+        return Requantize(*self._rescale(x, scale), low=low, high=high)
 
-    def _check_sum(self, kind: IntTensor, multiplier: Ints, bias: Ints) -> None:
-        largest = max(abs(kind.low), abs(kind.high))
-        if int(np.abs(multiplier).max()) * largest + int(np.abs(bias).max()) >= 2**62:
-            raise self.error("its requantization leaves 62 bits; the scales of weights and activations differ too much")
+    def _rescale(self, x: Value, scale: float) -> tuple[Ints, ...]:
+        """Returns the multiplier, bias and shift from the integers of ``x`` to multiples of ``scale``."""
+        ratio = x.scale / scale
+        problem = "its requantization leaves 62 bits; the scales of weights and activations differ too much"
+        if np.abs(ratio).max() >= 2**31:
+            raise self.error(problem)
+        multiplier, shift = _fixed_point(ratio)
+        bias = np.round(x.offset / scale * np.exp2(shift))
+        largest = max(abs(x.type.low), abs(x.type.high))
+        if int(np.abs(multiplier).max()) * largest + float(np.abs(bias).max()) >= 2**62:
+            raise self.error(problem)
+        return _shared(multiplier, bias.astype(np.int64), shift)
 
     def _threshold(self, x: Value, quantizer: Quantizer) -> Threshold:
         """Finds, by bisection over the accumulator in the model's own float arithmetic, where each level begins."""
@@ -191,8 +204,9 @@ class GraphBuilder:
             raise self.error("only ReLU may stand before a dynamic activation scale")
         if fmt.step != 1:
             raise self.error(f"dynamic activations of {fmt.name}; use an integer format such as int8 or uint8")
-        relu = x.low == 0 or not fmt.signed
-        node = self._add(f"{self.layer}.input", NormShift(fmt.high, relu), x.node)
+        if not fmt.signed and x.low != 0:
+            raise self.error(f"dynamic activations of {fmt.name} without a ReLU; put a ReLU before it or use int8")
+        node = self._add(f"{self.layer}.input", NormShift(fmt.high, x.low == 0), x.node)
         return self._codes(node, _ONE, relative=True)
 
     # ---- operations ----------------------------------------------------------------------------------------------
@@ -220,9 +234,7 @@ class GraphBuilder:
         node = self._add(self.layer, op, x.node)
         return Value(node.name, node.type, scale, _ZERO, -math.inf, math.inf, x.relative, real)
 
-    def max_pool2d(
-        self, x: Value, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
-    ) -> Value:
+    def max_pool2d(self, x: Value, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Value:
         """Adds a pooling; it may run on the integers because rising functions keep the order."""
         if x.node is None or np.any(x.scale <= 0):
             raise self.error("max pooling of the unquantized input, or behind a batch norm of negative weight")
@@ -251,6 +263,8 @@ class GraphBuilder:
         """Folds ``gain * x + offset`` per channel (batch norm) into the value."""
         if x.node is None or x.low != -math.inf or x.high != math.inf:
             raise self.error("batch norm behind an activation function or on the input; put it behind a linear layer")
+        if not (np.isfinite(gain).all() and np.isfinite(offset).all()):
+            raise self.error("its statistics or weights are NaN or infinite; the training diverged")
         if x.relative and np.any(offset != 0):
             raise self.error("batch norm behind a dynamic activation scale; use activation_scale=tracked or learned")
         return x.then(real, scale=x.scale * gain, offset=x.offset * gain + offset)
@@ -274,11 +288,8 @@ class GraphBuilder:
         if np.any(x.scale != scale) or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
             largest = float((np.abs(x.scale) * max(-x.type.low, x.type.high) + np.abs(x.offset)).max())
             scale = max(scale, largest / 2**29) if np.all(x.scale == scale) else largest / 2**29
-            multiplier, shift = _fixed_point(x.scale / scale)
-            bias = np.round(x.offset / scale * np.exp2(shift)).astype(np.int64)
-            self._check_sum(x.type, multiplier, bias)
             low, high = (int(np.clip(v / scale, *INT32)) for v in (x.low, x.high))
-            self._add("output", Requantize(*_shared(multiplier, bias, shift), low=low, high=high), x.node)
+            self._add("output", Requantize(*self._rescale(x, scale), low=low, high=high), x.node)
         graph = Graph(self._input, tuple(self._nodes.values()), None if x.relative else scale, info)
         return eliminate_dead(graph)
 
@@ -311,8 +322,8 @@ def _fixed_point(ratio: Reals) -> tuple[Ints, Ints]:
     mantissa, exponent = np.frexp(ratio)
     power = np.abs(mantissa) == 0.5
     if np.all(power & (mantissa > 0)):
-        exponent = exponent - 1
-        return np.left_shift(1, np.maximum(exponent, 0)), np.maximum(-exponent, 0).astype(np.int64)
+        exponent = np.maximum(exponent.astype(np.int64) - 1, -62)  # beyond 62 bits every accumulator becomes 0 anyway
+        return np.left_shift(1, np.maximum(exponent, 0)), np.maximum(-exponent, 0)
     multiplier = np.round(mantissa * 2**_MULTIPLIER_BITS).astype(np.int64)
     shift = (_MULTIPLIER_BITS - exponent).astype(np.int64)
     # Tiny ratios: the shift stays within 62, and the multiplier loses the bits that could never count.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -125,10 +126,7 @@ class Graph:
 
     def run(self, codes: Ints) -> Ints:
         """Returns the outputs, int64 ``[batch, *output shape]``, for integer inputs (see `trace`)."""
-        result = codes
-        for _, result in self.trace(codes):
-            pass
-        return result
+        return deque(self.trace(codes), maxlen=1).pop()[1]
 
     def macs(self) -> int:
         """Returns the multiply-accumulates of one sample."""
@@ -146,9 +144,9 @@ class Graph:
                     tensors[f"{node.name}.{f.name}"] = np.ascontiguousarray(value)
                 else:
                     plain[f.name] = value
-            nodes.append({"name": node.name, "op": node.op.kind, "inputs": node.inputs, **{"fields": plain}})
+            nodes.append({"name": node.name, "op": node.op.kind, "inputs": node.inputs, "fields": plain})
         header = {"input": asdict(self.input), "nodes": nodes, "output_scale": self.output_scale, "info": self.info}
-        content = save_tensors(tensors, {"kind": _FILE_KIND, "graph": json.dumps(header)})
+        content = save_tensors(tensors, {_FILE_KIND: json.dumps(header)})
         write_atomically(path, content)
 
     @classmethod
@@ -161,12 +159,20 @@ class Graph:
         try:
             with safe_open(path, "np") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("kind") != _FILE_KIND:
+                if _FILE_KIND not in metadata:
                     raise BitLabError(f"'{path}' is a safetensors file but no BitLab graph")
-                header = json.loads(metadata["graph"])
+                header = json.loads(metadata[_FILE_KIND])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            return cls._build(header, tensors)
+        except (SafetensorError, OSError) as error:
             raise BitLabError(f"cannot read the graph '{path}': {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            message = f"the graph '{path}' is damaged, or of another version of BitLab ({error!r}); export it again"
+            raise BitLabError(message) from error
+
+    @classmethod
+    def _build(cls, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Graph:
+        """Builds the graph of a file's content."""
         spec = InputSpec(**{**header["input"], "shape": tuple(header["input"]["shape"])})
         types = {"input": spec.type}
         nodes = []

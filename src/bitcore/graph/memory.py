@@ -85,17 +85,20 @@ def plan_memory(graph: Graph) -> MemoryPlan:
 
 def _fuse(graph: Graph) -> tuple[Step, ...]:
     """Groups the nodes: a fused node joins the step of its producer when nothing else reads that producer."""
-    readers: dict[str, int] = {}
-    for node in graph.nodes:
-        for name in node.inputs:
-            readers[name] = readers.get(name, 0) + 1
-    steps: list[Step] = []
     alias: dict[str, str] = {}  # a flattened tensor is its source under another shape
+    readers: dict[str, int] = {}
     for node in graph.nodes:
         source = alias.get(node.inputs[0], node.inputs[0])
         if isinstance(node.op, Flatten):
             alias[node.name] = source
-        elif node.op.fused and steps and steps[-1].target == source and readers[node.inputs[0]] == 1:
+        else:
+            readers[source] = readers.get(source, 0) + 1
+    steps: list[Step] = []
+    for node in graph.nodes:
+        if isinstance(node.op, Flatten):
+            continue
+        source = alias.get(node.inputs[0], node.inputs[0])
+        if node.op.fused and steps and steps[-1].target == source and readers[source] == 1:
             steps[-1] = Step((*steps[-1].nodes, node), steps[-1].source, node.name)
         else:
             steps.append(Step((node,), source, node.name))

@@ -7,6 +7,7 @@ would not hold an accumulator.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Op(ABC):
     def reference(self, *x: Ints) -> Ints:
         """Returns the result for int64 arrays ``[batch, *shape]``."""
 
-    def macs(self, out: IntTensor) -> int:  # noqa: ARG002
+    def macs(self, out: IntTensor) -> int:
         """Returns the multiply-accumulates of one sample."""
         return 0
 
@@ -78,7 +79,7 @@ class Linear(Op):
         # float64 holds every int32 accumulator exactly, and its matrix product is fast.
         return (x[0].astype(np.float64) @ self.levels.T.astype(np.float64)).astype(np.int64) + self.bias
 
-    def macs(self, out: IntTensor) -> int:  # noqa: ARG002, D102
+    def macs(self, out: IntTensor) -> int:  # noqa: D102
         return self.levels.size
 
 
@@ -151,8 +152,8 @@ class Requantize(Op):
         return bool(np.all(self.multiplier == 1))
 
     def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
-        ends = [np.asarray(self._round(np.int64(v)), dtype=np.int64) for v in (types[0].low, types[0].high)]
-        low, high = int(np.min(ends)), int(np.max(ends))
+        ends = self._round(np.array([[types[0].low], [types[0].high]], dtype=np.int64))
+        low, high = int(ends.min()), int(ends.max())
         return narrow(types[0].shape, max(self.low, min(low, self.high)), min(self.high, max(high, self.low)))
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
@@ -207,7 +208,7 @@ class NormShift(Op):
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
         values = np.maximum(x[0], 0) if self.relu else x[0]
-        flat = values.reshape(len(values), -1)
+        flat = _flat(values)
         largest = np.abs(flat).max(axis=1, initial=0)
         e = np.zeros_like(largest)
         for _ in range(32):
@@ -249,7 +250,7 @@ class Flatten(Op):
         return replace(types[0], shape=(types[0].size,))
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
-        return x[0].reshape(len(x[0]), -1)
+        return _flat(x[0])
 
 
 OPS: dict[str, type[Op]] = {
@@ -268,6 +269,11 @@ def _accumulator(source: IntTensor, levels: Ints, bias: Ints, shape: tuple[int, 
     low = (positive * source.low + negative * source.high + bias).min()
     high = (positive * source.high + negative * source.low + bias).max()
     return IntTensor(shape, int(low), int(high))
+
+
+def _flat(x: Ints) -> Ints:
+    """Returns every sample as a vector; a batch may be empty."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def _channels_last(function: Callable[[Ints], Ints], x: Ints) -> Ints:

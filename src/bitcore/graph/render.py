@@ -22,7 +22,15 @@ def graph_rows(graph: Graph) -> list[tuple[str, ...]]:
         what = f"{op.kind} {op.format}" if isinstance(op, (Linear, Conv2d)) else op.kind
         place = places.get(node.name, "")
         rows.append(
-            (node.name, what, ", ".join(node.inputs), _shape(node.type.shape), _range(node.type), node.type.storage, place)
+            (
+                node.name,
+                what,
+                ", ".join(node.inputs),
+                _shape(node.type.shape),
+                _range(node.type),
+                node.type.storage,
+                place,
+            )
         )
     return rows
 

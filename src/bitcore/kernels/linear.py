@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,18 @@ def _linear_portable(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
     native = library()
     if native is None:
         raise BitLabError("the native kernels are not installed; install a C compiler and reinstall bitlab")
+    inputs, row_bytes = x.shape[-1], get_format(format_name).packing.row_bytes(x.shape[-1])
+    if x.dtype not in (torch.int8, torch.uint8) or weight.dtype != torch.uint8 or weight.shape[1:] != (row_bytes,):
+        raise ValueError(
+            f"int8 or uint8 [..., {inputs}] times packed {format_name} takes weights uint8 [outputs, {row_bytes}], "
+            f"not {x.dtype} and {weight.dtype} {list(weight.shape)}"
+        )
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
-    inputs = x.shape[-1]
     function = native.bit_linear_int8_portable if x.dtype == torch.int8 else native.bit_linear_uint8_portable
-    rows = x.numel() // inputs if inputs else 0
     failed = function(
-        _FORMAT_NUMBERS[format_name], weight.data_ptr(), weight.shape[1], x.data_ptr(), y.data_ptr(),
-        rows, weight.shape[0], inputs,
+        _FORMAT_NUMBERS[format_name], weight.data_ptr(), row_bytes, x.data_ptr(), y.data_ptr(),
+        math.prod(x.shape[:-1]), weight.shape[0], inputs,
     )  # fmt: skip
     if failed:
         raise BitLabError(f"the native library does not know the format {format_name}; reinstall bitlab")
@@ -42,7 +48,7 @@ def _linear_torch(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
     return torch.nn.functional.linear(x.double(), levels.double()).to(torch.int32)  # float64 sums are exact
 
 
-def _linear_shape(x: Tensor, weight: Tensor, format_name: str) -> Tensor:  # noqa: ARG001
+def _linear_shape(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
     dtype = x.dtype if x.is_floating_point() else torch.int32
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
@@ -84,7 +90,7 @@ class TorchLinear(Kernel):
     def available(self) -> bool:  # noqa: D102
         return True
 
-    def supports(self, weight_format: str, activation_dtype: str, device: str) -> bool:  # noqa: ARG002, D102
+    def supports(self, weight_format: str, activation_dtype: str, device: str) -> bool:  # noqa: D102
         return weight_format in FORMATS or weight_format == FLOAT
 
     def prepare(self, weight: PackedTensor) -> Tensor:  # noqa: D102

@@ -48,7 +48,7 @@ class Kernel(ABC):
         """Returns int32 accumulators ``[..., outputs]`` for int8 or uint8 levels ``x [..., inputs]``."""
 
 
-K = TypeVar("K", bound=type[Kernel])
+K = TypeVar("K", bound=Kernel)
 
 
 class KernelRegistry:
@@ -57,7 +57,7 @@ class KernelRegistry:
     _kernels: ClassVar[dict[str, Kernel]] = {}
 
     @classmethod
-    def register(cls, kernel: K) -> K:
+    def register(cls, kernel: type[K]) -> type[K]:
         """Class decorator: adds a kernel."""
         cls._kernels[kernel.__name__] = kernel()
         return kernel
@@ -99,6 +99,11 @@ class KernelRegistry:
         Raises:
             BitLabError: If there is none.
         """
+        return cls._kernels[cls._best(op, weight_format, activation_dtype, device)]
+
+    @classmethod
+    @torch.compiler.assume_constant_result  # a compiled graph holds the choice
+    def _best(cls, op: str, weight_format: str, activation_dtype: str, device: str) -> str:
         fitting = [
             kernel
             for kernel in cls._kernels.values()
@@ -106,7 +111,7 @@ class KernelRegistry:
         ]
         if not fitting:
             raise BitLabError(f"no kernel for {op} of {weight_format} weights and {activation_dtype} activations")
-        return max(fitting, key=lambda kernel: kernel.priority)
+        return max(fitting, key=lambda kernel: kernel.priority).name
 
 
 def takes_bytes(activation_dtype: str) -> bool:

@@ -20,11 +20,11 @@ Estimator = Callable[[Tensor, NumberFormat], Tensor]
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:
         return fmt.nearest(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -68,19 +68,24 @@ class GradientScale(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-class PowerOfTwo(torch.autograd.Function):
-    """The power of two nearest to a positive scale in the exponent, ``2**round(log2 s)``; straight-through gradient.
+def nearest_power_of_two(scale: Tensor) -> Tensor:
+    """Returns the power of two nearest to each positive scale in the exponent, ``2**round(log2 s)``.
 
     Exact: computed from the bits of the number, not by logarithms.
     """
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
+
+
+class PowerOfTwo(torch.autograd.Function):
+    """`nearest_power_of_two` with a straight-through gradient."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor) -> Tensor:  # noqa: ARG004
-        """Rounds ``scale`` (any shape, positive)."""
-        mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
-        return torch.ldexp(torch.ones_like(scale), exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
+    def forward(ctx: Any, scale: Tensor) -> Tensor:
+        """Rounds ``scale``."""
+        return nearest_power_of_two(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Passes the gradient unchanged."""
         return grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import Estimator, PowerOfTwo, ste
+from bitcore.quantizers.estimators import Estimator, PowerOfTwo, nearest_power_of_two, ste
 from bitcore.quantizers.ranges import ScaleSource
 from bitcore.quantizers.tensors import QTensor
 
@@ -30,7 +30,9 @@ class Quantizer(nn.Module):
         """Returns the scale for ``x``: positive, broadcastable to it; at least float32."""
         x = x.float() if x.dtype.itemsize < 4 else x
         scale = self.source(x, self.format)
-        return PowerOfTwo.apply(scale) if self.pow2 else scale  # type: ignore[return-value]
+        if not self.pow2:
+            return scale
+        return PowerOfTwo.apply(scale) if scale.requires_grad else nearest_power_of_two(scale)  # type: ignore[return-value]
 
     def quantize(self, x: Tensor) -> QTensor:
         """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
@@ -38,9 +40,9 @@ class Quantizer(nn.Module):
         scale = self.scale(x).detach()
         return QTensor(self.format.nearest(x / scale), scale, self.format)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the fake-quantized ``x``."""
-        scale = self.scale(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Returns the fake-quantized ``x``, by a scale that `scale` gave for it before or by a new one."""
+        scale = self.scale(x) if scale is None else scale
         return self.estimator(x / scale, self.format) * scale
 
     def extra_repr(self) -> str:

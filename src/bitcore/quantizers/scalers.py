@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,8 +81,18 @@ SCALERS: dict[str, Scaler] = {f.__name__: f for f in (absmean, absmedian, absmax
 _MEAN_OVER_MEDIAN = math.sqrt(2 / math.pi) / 0.6744897501960817
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def _per_mean(fmt: NumberFormat) -> float:
+    return _gaussian_factor(fmt)
+
+
+@torch.compiler.assume_constant_result
+def _uniform_noise(fmt: NumberFormat) -> float:
+    return _rounding_noise(fmt)
+
+
+@lru_cache
+def _gaussian_factor(fmt: NumberFormat) -> float:
     """The factor from mean |x| to the scale of ``fmt``: 1 by definition up to three levels, else Gaussian-optimal."""
     if len(fmt.levels) <= 3:
         return 1.0
@@ -94,8 +105,8 @@ def _per_mean(fmt: NumberFormat) -> float:
 
 
 @lru_cache
-def _uniform_noise(fmt: NumberFormat) -> float:
+def _rounding_noise(fmt: NumberFormat) -> float:
     """Mean squared rounding error of uniform values between the outer levels, in units of ``high**2``."""
     levels = sorted(fmt.levels)
-    gaps = [b - a for a, b in zip(levels, levels[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(levels)]
     return sum(gap**3 for gap in gaps) / 12 / sum(gaps) / fmt.high**2

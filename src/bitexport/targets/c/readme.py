@@ -50,7 +50,7 @@ Compile all `.c` files here; add `-DBIT_NO_MULTIPLIER` for a chip without a mult
 
 {_input_text(source)}
 
-`bitlab verify` on this folder compiles it and compares every output with `graph.safetensors`, the reference.
+`bitlab verify` on this folder compiles it and compares every output with the reference, `graph.safetensors`.
 """
 
 
@@ -61,8 +61,10 @@ def _input_text(source: CSource) -> str:
         meaning = f"value = round(real / {spec.scale!r}), limited to {spec.type.low}...{spec.type.high}"
     else:
         meaning = (
-            f"value = round(real / scale), limited to {spec.type.low}...{spec.type.high}, where each sample has its own "
-            "scale, the smallest" + (" power of two" if spec.scaler.endswith("pow2") else "") + " that clips nothing"
+            f"value = round(real / scale), limited to {spec.type.low}...{spec.type.high}; each sample has a scale "
+            "of its own, the smallest"
+            + (" power of two" if spec.scaler.endswith("pow2") else "")
+            + " that clips nothing"
         )
     preprocessing = source.graph.info.get("pixels")
     real = f" The real input is made from pixels so: {preprocessing}." if preprocessing else ""

@@ -211,8 +211,8 @@ int {name}_predict(const int8_t *input) {{
             if op.shifts_only and self._fits_int32(node, op):
                 yield f"value = bit_requantize_shift(value, {bias}, {shift}, {op.low}, {op.high});"
             else:
-                multiplier = self._element(f"{label}_multiplier", op.multiplier)
-                yield f"value = bit_requantize(value, {multiplier}, {bias}, {shift}, {_int32(op.low)}, {_int32(op.high)});"
+                factors = f"{self._element(f'{label}_multiplier', op.multiplier)}, {bias}, {shift}"
+                yield f"value = bit_requantize(value, {factors}, {_int32(op.low)}, {_int32(op.high)});"
 
     def _thresholds(self, name: str, op: Threshold) -> str:
         array = f"{self._label(name)}_thresholds"
@@ -261,9 +261,10 @@ int {name}_predict(const int8_t *input) {{
         self.constants.append(Constant(name, c_type or _narrowest(values), values))
 
     def _label(self, name: str) -> str:
-        """A node's name as a C identifier, distinct from every other node's."""
+        """A node's name as a C identifier, distinct from every other node's and from the functions, ``run_LABEL``."""
         if name not in self._labels:
-            label = base = re.sub(r"\W", "_", name)
+            base = re.sub(r"\W", "_", name, flags=re.ASCII)
+            label = base = f"layer_{base}" if re.match(r"\d|run(_|$)", base) else base
             while label in self._labels.values():
                 label = f"{base}_{len(self._labels)}"
             self._labels[name] = label

@@ -21,8 +21,9 @@ GRAPH_FILE = "graph.safetensors"
 _RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
 _SUPPORTED = (Linear, Requantize, Threshold, NormShift, Flatten)
 _RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-    "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while main".split()
+    "auto break case char const continue default do double else enum extern float for goto if inline int long "
+    "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
+    "main run".split()
 )
 
 
@@ -55,7 +56,7 @@ class CTarget(Target):
 
         An earlier export in ``out`` is replaced; any other non-empty folder is refused.
         """
-        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED or name.startswith("bit_"):
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED or name.lower().startswith("bit_"):
             raise BitLabError(f"'{name}' cannot name C functions; use letters, digits and _, such as 'digits'")
         self.require(graph)
         if out.exists() and not out.is_dir():
@@ -68,9 +69,7 @@ class CTarget(Target):
                 fresh = Path(temporary) / "new"
                 fresh.mkdir()
                 self._write(graph, fresh, name)
-                if out.exists():
-                    out.rename(Path(temporary) / "old")
-                fresh.rename(out)
+                _replace(out, fresh, Path(temporary) / "old")
         except OSError as error:
             raise BitLabError(f"cannot write '{out}': {error.strerror or error}") from error
         return Artifact(out, name)
@@ -87,6 +86,19 @@ class CTarget(Target):
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
         return run_on_host(artifact.folder, artifact.name, codes)
+
+
+def _replace(out: Path, fresh: Path, old: Path) -> None:
+    """Puts a folder in the place of another, which comes back if that fails."""
+    if not out.exists():
+        fresh.rename(out)
+        return
+    out.rename(old)
+    try:
+        fresh.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
 
 
 def open_export(folder: Path) -> tuple[Artifact, Graph]:
