@@ -105,20 +105,27 @@ def perceptron(
     return quantize(nn.Sequential(layers), config)
 
 
-def convolutional(config: BitQuantConfig, *, bias: bool = False, batch_norm: bool = False, pool: bool = True) -> nn.Module:
+def convolutional(
+    config: BitQuantConfig,
+    *,
+    bias: bool = False,
+    batch_norm: bool = False,
+    pool: bool = True,
+    activation: type[nn.Module] = nn.ReLU,
+) -> nn.Module:
     """Convolutions (strided, padded, depthwise, dilated) with all that may stand between them, then a linear layer."""
     norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(6)] if batch_norm else [nn.Identity()] * 3
     layers = OrderedDict(
         conv0=nn.Conv2d(2, 8, 3, stride=1, padding=1, bias=bias),
         norm0=norms[0],
-        act0=nn.ReLU(),
+        act0=activation(),
         pool0=nn.MaxPool2d(2) if pool else nn.Identity(),
         depthwise=nn.Conv2d(8, 8, (3, 1), padding=(1, 0), groups=8, bias=bias),
         norm1=norms[1],
-        act1=nn.ReLU(),
+        act1=activation(),
         conv1=nn.Conv2d(8, 6, 2, stride=(1, 2), dilation=(2, 1), bias=bias),
         norm2=norms[2],
-        act2=nn.ReLU(),
+        act2=activation(),
         pool2=nn.MaxPool2d(2, stride=1, padding=1) if pool else nn.Identity(),
         flatten=nn.Flatten(),
         head=nn.LazyLinear(5, bias=bias),

@@ -118,13 +118,13 @@ def export(
     """Write a network as C99 source that computes the same bits."""
     from bitexport.targets import TARGETS
     from bitlab import pipeline
-    from bitlab.footprint import layer_footprints, totals
+    from bitlab.footprint import totals
 
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
     opened = pipeline.open_checkpoint(checkpoint)
     artifact, graph = pipeline.export(opened, out, name, target)
-    sizes = totals(graph, layer_footprints(opened.model, opened.preprocessing.shape))
+    sizes = totals(graph)
     if json:
         console.show_json({"folder": str(artifact.folder), "name": name, "sizes": sizes.to_dict()})
         return

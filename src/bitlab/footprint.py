@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitcore.graph import Graph
+from bitcore.formats import get_format
+from bitcore.graph import Conv2d, Graph, Linear
 from bitexport.targets.c.source import CSource
 from bitlayers import BitLayer
 
@@ -141,15 +142,18 @@ class Totals:
         return {**asdict(self), "ram": self.ram}
 
 
-def totals(graph: Graph, layers: list[LayerFootprint]) -> Totals:
+def totals(graph: Graph) -> Totals:
     """Returns a graph's sizes as the C target lays it out."""
     source = CSource(graph, "network")
     source.source()
+    weighted = [node.op for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(
-        weights=sum(layer.bytes for layer in layers),
+        weights=sum(
+            len(op.levels) * get_format(op.format).packing.row_bytes(op.levels[0].size) for op in weighted
+        ),
         constants=sum(constant.bytes for constant in source.constants),
         arena=source.plan.arena,
         input=graph.input.type.bytes,
         macs=graph.macs(),
-        float32=4 * sum(int(torch.Size(layer.shape).numel()) for layer in layers),
+        float32=4 * sum(op.levels.size for op in weighted),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
@@ -14,7 +13,7 @@ from bitcore.presets import PRESETS
 from bitexport.targets.c.target import GRAPH_FILE, open_export
 from bitlab import console
 from bitlab.footprint import LayerFootprint, Totals, layer_footprints, totals
-from bitlab.pipeline import make_graph, open_checkpoint
+from bitlab.pipeline import Checkpoint, make_graph, open_checkpoint
 from bitmodels import list_models
 
 
@@ -56,19 +55,22 @@ def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> 
         raise BitLabError(why)
     if dot is not None and graph is not None:
         write_atomically(dot, graph_dot(graph))
-    size = totals(graph, layers) if graph is not None and layers else None
+    size = None if graph is None else totals(graph)
     if json:
-        data: dict[str, Any] = {"layers": [asdict(layer) for layer in layers]}
-        console.show_json(data | {"totals": size.to_dict() if size else None})
+        data = {"layers": [asdict(layer) for layer in layers], "totals": size.to_dict() if size else None}
+        console.show_json(data)
         return
     if layers:
         _show_layers(layers)
-        _show_totals(layers, size, why)
+    if size is None:
+        console.out.print(f"No integer graph: {console.escape(why)}")
+    else:
+        _show_totals(size)
     if graph is not None and (with_graph or not layers):
         console.out.print(graph_table(graph), soft_wrap=True, highlight=False)
 
 
-def _try_graph(checkpoint: Any) -> tuple[Graph | None, str]:
+def _try_graph(checkpoint: Checkpoint) -> tuple[Graph | None, str]:
     try:
         return make_graph(checkpoint), ""
     except BitLabError as error:
@@ -97,14 +99,9 @@ def _show_layers(layers: list[LayerFootprint]) -> None:
     console.show_table("Layers", columns, rows)
 
 
-def _show_totals(layers: list[LayerFootprint], size: Totals | None, why: str) -> None:
-    stored = sum(layer.bytes for layer in layers)
-    console.out.print(f"Weights: {console.size(stored)}.")
-    if size is None:
-        console.out.print(f"No integer graph: {console.escape(why)}")
-        return
+def _show_totals(size: Totals) -> None:
     console.out.print(
+        f"Weights: {console.size(size.weights)}, {size.float32 / size.weights:.1f}× less than float32. "
         f"Flash: {console.size(size.constants)} of constants. RAM: {console.size(size.ram)} "
-        f"(arena {size.arena} + input {size.input}). {size.macs:,} MACs. Against float32: "
-        f"{size.float32 / size.weights:.1f}× less."
+        f"(arena {size.arena} + input {size.input}). {size.macs:,} MACs."
     )

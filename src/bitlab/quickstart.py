@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bitlab.footprint import layer_footprints, totals
+from bitlab.footprint import totals
 from bitlab.pipeline import export, open_checkpoint, verify
 from bittrain.fit import fit
 from bittrain.recipe import Recipe
@@ -34,7 +34,7 @@ def run_quickstart(out: Path, progress: bool) -> dict[str, Any]:
     checkpoint = open_checkpoint(run)
     artifact, graph = export(checkpoint, out / "c", "digits")
     report = verify(run, twin)
-    sizes = totals(graph, layer_footprints(checkpoint.model, checkpoint.preprocessing.shape))
+    sizes = totals(graph)
     return {
         **report.to_dict(),
         "sizes": sizes.to_dict(),

@@ -41,7 +41,7 @@ def publish(run: Path, twin: Path, folder: Path) -> Path:
         "epochs": recipe["epochs"],
         "environment": environment,
         "weights": sorted({layer.weights for layer in layers}),
-        "sizes": totals(make_graph(checkpoint), layers).to_dict(),
+        "sizes": totals(make_graph(checkpoint)).to_dict(),
         **verify(run, twin).to_dict(),
     }
     path = folder / f"{recipe['name']}.json"

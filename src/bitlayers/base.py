@@ -202,7 +202,10 @@ class BitLayer(nn.Module):
                 raise g.error("a bias behind a dynamic activation scale; use bias=False or activation_scale=tracked")
             exact = self.integer_bias(scale).numpy()
             if not np.all(np.abs(exact) < 2**31):  # NaN is refused too
-                raise g.error("its bias is NaN or beyond int32 in units of the accumulator; the training diverged")
+                raise g.error(
+                    "its bias is NaN, or beyond int32 in units of the accumulator: the training diverged, "
+                    "or the layer's input is always 0"
+                )
             bias = exact.astype(np.int64)
         levels = weight.levels.numpy().astype(np.int64)
         factor = scale.flatten().double().numpy()

@@ -219,8 +219,10 @@ def check_codes(model: nn.Module, graph: Graph, x: Tensor) -> None:
 def test_convolutions_with_thresholds_are_exact(activation: str, pool: bool) -> None:
     x = samples(CONV_SHAPE, 80)
     config = STATIC.replace(activation_dtype=activation, activation_scale_pow2=False, weight_scale_pow2=False)
+    act = nn.Hardtanh if FORMATS[activation].signed else nn.ReLU
     for weight in ("ternary", "4bitsym", "binary"):
-        model = convolutional(config.replace(weight_format=weight), bias=True, batch_norm=True, pool=pool)
+        config = config.replace(weight_format=weight)
+        model = convolutional(config, bias=True, batch_norm=True, pool=pool, activation=act)
         train_a_little(model, x, negative_gammas=not pool)
         graph = assert_equal(model, x)
         kinds = [node.op.kind for node in graph.nodes]
@@ -273,6 +275,17 @@ def test_outputs_of_channels_with_their_own_scales_are_comparable() -> None:
     assert graph.output.op.kind == "requantize"
     assert graph.output_scale is not None
     assert (np.abs(got * graph.output_scale - real) <= graph.output_scale + 2e-7 * np.abs(real)).all()
+    assert np.array_equal(got.argmax(1), real.argmax(1))
+
+
+def test_outputs_of_channels_with_their_own_scales_are_comparable_within_a_sample() -> None:
+    x = samples(SHAPE)
+    config = PRESETS["bitnet"].replace(weight_granularity="per_channel")
+    graph, got, real = run(train_a_little(perceptron(config, widths=(24, 5)), x, 9), x)
+    assert graph.output.op.kind == "requantize"
+    assert graph.output_scale is None
+    factor = np.abs(real).max(1, keepdims=True) / np.maximum(np.abs(got).max(1, keepdims=True), 1)
+    assert np.abs(got * factor - real).max() <= 1e-6 * np.abs(real).max()
     assert np.array_equal(got.argmax(1), real.argmax(1))
 
 

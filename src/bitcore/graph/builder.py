@@ -265,7 +265,7 @@ class GraphBuilder:
             raise self.error("batch norm behind an activation function or on the input; put it behind a linear layer")
         if not (np.isfinite(gain).all() and np.isfinite(offset).all()):
             raise self.error("its statistics or weights are NaN or infinite; the training diverged")
-        if x.relative and np.any(offset != 0):
+        if x.relative:
             raise self.error("batch norm behind a dynamic activation scale; use activation_scale=tracked or learned")
         return x.then(real, scale=x.scale * gain, offset=x.offset * gain + offset)
 
@@ -282,8 +282,8 @@ class GraphBuilder:
         self.layer = "output"
         if x.node is None or self._input is None or len(x.type.shape) != 1:
             raise self.error("the model must end in a linear layer with one vector of outputs a sample")
-        if np.any(x.scale <= 0) or (x.relative and np.any(x.scale != x.scale[0])):
-            raise self.error("its outputs have negative or incomparable scales; end the model in a linear layer")
+        if np.any(x.scale <= 0):
+            raise self.error("its outputs have negative scales; end the model in a linear layer")
         scale = float(x.scale.max())
         if np.any(x.scale != scale) or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
             largest = float((np.abs(x.scale) * max(-x.type.low, x.type.high) + np.abs(x.offset)).max())

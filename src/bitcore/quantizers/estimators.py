@@ -74,7 +74,7 @@ def nearest_power_of_two(scale: Tensor) -> Tensor:
     Exact: computed from the bits of the number, not by logarithms.
     """
     mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
-    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa < 0.5**0.5).to(exponent.dtype))
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa * mantissa < 0.5).to(exponent.dtype))
 
 
 class PowerOfTwo(torch.autograd.Function):
