@@ -39,7 +39,7 @@ def publish(run: Path, twin: Path, folder: Path) -> Path:
         "recipe": recipe["name"],
         "seed": recipe["seed"],
         "epochs": recipe["epochs"],
-        "environment": environment,
+        "environment": {key: environment[key] for key in ("processor", "cores", "gpu", "versions", "commit")},
         "weights": sorted({layer.weights for layer in layers}),
         "sizes": totals(make_graph(checkpoint)).to_dict(),
         **verify(run, twin).to_dict(),

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from networks import CONV_SHAPE, convolutional, perceptron, train_a_little
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
@@ -13,6 +12,7 @@ from bitcore.presets import PRESETS
 from bitexport import lower
 from bitexport.trace import LOWERINGS
 from bitlayers.convert import quantize
+from networks import CONV_SHAPE, convolutional, perceptron, train_a_little
 
 DYNAMIC = PRESETS["mcu-4bitsym"]
 STATIC = DYNAMIC.replace(activation_scale="tracked", activation_dtype="uint8")
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "weight_scale_pow2=True",
     ),
     "channels' scales before a dynamic one": (
-        lambda: train_a_little(perceptron(DYNAMIC.replace(weight_granularity="per_channel")), torch.randn(8, 24), 9),
+        lambda: perceptron(DYNAMIC.replace(weight_granularity="per_channel", weight_scale_pow2=False)),
         SHAPE,
         "fc1",
         "weight_granularity=per_tensor",
@@ -129,7 +129,9 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "integer format such as int8",
     ),
     "static behind dynamic": (
-        lambda: quantize(nn.Sequential(nn.Linear(24, 9, bias=False), nn.Linear(9, 3, bias=False)), DYNAMIC, {"last": STATIC}),
+        lambda: quantize(
+            nn.Sequential(nn.Linear(24, 9, bias=False), nn.Linear(9, 3, bias=False)), DYNAMIC, {"last": STATIC}
+        ),
         SHAPE,
         "1",
         "the same activation_scale throughout",
@@ -200,7 +202,9 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "unquantized input",
     ),
     "pooling behind a falling batch norm": (
-        lambda: train_a_little(convolutional(FEW, batch_norm=True), torch.randn(8, *CONV_SHAPE), 1, negative_gammas=True),
+        lambda: train_a_little(
+            convolutional(FEW, batch_norm=True), torch.randn(8, *CONV_SHAPE), 1, negative_gammas=True
+        ),
         CONV_SHAPE,
         "pool0",
         "negative weight",
@@ -217,7 +221,12 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "1",
         "AvgPool2d has no integer operation",
     ),
-    "flattening of the batch": (lambda: sequence(nn.Flatten(0), nn.Linear(24, 3)), SHAPE, "0", "everything but the batch"),
+    "flattening of the batch": (
+        lambda: sequence(nn.Flatten(0), nn.Linear(24, 3)),
+        SHAPE,
+        "0",
+        "everything but the batch",
+    ),
     "reflecting padding": (
         lambda: sequence(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.Flatten()),
         CONV_SHAPE,
@@ -261,7 +270,7 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
             lambda value=value: with_range(STATIC.replace(activation_scale_pow2=False), value),
             SHAPE,
             "fc1",
-            "diverged" if not value == 1e-30 else "differ too much",
+            "diverged" if value != 1e-30 else "differ too much",
         )
         for value in (math.nan, math.inf, 1e-30)
     },
