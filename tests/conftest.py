@@ -3,11 +3,14 @@
 Locally a missing tool or data set skips a test and says how to get it. With BITLAB_REQUIRE_TOOLS=1, as in CI, it fails.
 """
 
+import importlib
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
@@ -48,6 +51,21 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def require_package() -> Callable[[str], ModuleType]:
+    """`require_package("transformers")` is the module."""
+
+    def require(name: str) -> ModuleType:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return importlib.import_module(name)
+        except ImportError:
+            _missing(f"{name} is not installed: pip install {name}")
+
+    return require
+
+
+@pytest.fixture(scope="session")
 def require_tool() -> Callable[[str, str], str]:
     """`require_tool("clang", "clang")` is the tool's path; the second name is the Debian package that has it."""
 
@@ -58,3 +76,13 @@ def require_tool() -> Callable[[str, str], str]:
         return path
 
     return require
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows the figures that tests have left in their `user_properties`."""
+    reports = terminalreporter.getreports("passed")
+    figures = [figure for report in reports if report.when == "call" for figure in report.user_properties]
+    if figures:
+        terminalreporter.section("figures")
+        for name, value in figures:
+            terminalreporter.write_line(f"{name}: {value}")

@@ -1,5 +1,6 @@
 """Networks for tests: random integer graphs put together by hand, and small models trained for a few steps."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -95,7 +96,7 @@ def perceptron(
 ) -> nn.Module:
     """Flatten, linear layers, batch norm and activation between them."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    for i, (k, n) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (k, n) in enumerate(itertools.pairwise(widths)):
         layers[f"fc{i}"] = nn.Linear(k, n, bias)
         if i < len(widths) - 2:
             if batch_norm:

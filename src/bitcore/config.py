@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.formats import FORMATS, get_format
-from bitcore.quantizers import ESTIMATORS, SCALERS, STATIC_RANGES, FromValues, Quantizer
+from bitcore.quantizers import (
+    ESTIMATORS,
+    LEARNED_WEIGHT_SCALES,
+    SAWB_COEFFICIENTS,
+    SCALERS,
+    STATIC_RANGES,
+    TRANSFORMS,
+    FromValues,
+    Granularity,
+    Quantizer,
+    ScaleSource,
+)
 
 FLOAT = "float32"
-WEIGHT_GRANULARITIES = ("per_tensor", "per_channel")
+WEIGHT_GRANULARITIES = ("per_tensor", "per_channel", "per_group")
+WEIGHT_SCALES = (*SCALERS, *LEARNED_WEIGHT_SCALES)
+ROUNDINGS = ("nearest", "stochastic")
 ACTIVATION_GRANULARITIES = ("per_tensor", "per_token")
 DYNAMIC = "dynamic"
+# Methods that are defined for some formats alone.
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "twn": ("ternary", "int2"),
+    "ttq": ("ternary", "int2"),
+    "sawb": tuple(SAWB_COEFFICIENTS),
+    "libra": ("binary",),
+    "approx_sign": ("binary",),
+    "ede": ("binary",),
+    "stochastic": tuple(name for name, fmt in FORMATS.items() if fmt.step),
+}
+
+
+def suits(method: str, format_name: str) -> bool:
+    """Whether a scale, an estimator or a rounding is defined for a format."""
+    return format_name in ONLY_FOR.get(method, (format_name,))
 
 
 @dataclass(frozen=True)
@@ -22,20 +50,28 @@ class BitQuantConfig:
 
     Attributes:
         weight_format: A number format's name, or ``"float32"``.
-        weight_scale: A scaler's name: ``absmean``, ``absmedian``, ``absmax``, ``octav``, ``quantscale``, …
-        weight_granularity: ``"per_tensor"``, or ``"per_channel"`` (one scale an output channel).
+        weight_scale: A scaler's name: ``absmean``, ``absmedian``, ``absmax``, ``octav``, ``twn``, ``sawb``, …; or a
+            learned scale: ``learned`` (LSQ), ``learned_plus`` (LSQ+), ``ttq``.
+        weight_granularity: ``"per_tensor"``, ``"per_channel"`` (one scale an output channel) or ``"per_group"``.
+        weight_group_size: Weights of an output channel that share a scale, with ``per_group``.
         weight_scale_pow2: Round weight scales to powers of two.
+        weight_transform: What happens to weights before: ``none``, ``standardize`` (IR-Net), ``tanh`` (DoReFa).
+        weight_rounding: ``"nearest"``, or ``"stochastic"`` in training (BNN).
+        weight_clip: Latent weights are clipped to ±1 after every optimizer step (`bitlayers.clip_latent_weights`).
         activation_dtype: A number format's name for the layer's input, or ``"float32"``.
         activation_granularity: ``"per_tensor"``, or ``"per_token"`` (``"per_channel"``, BitLab's word, means the same):
             a dynamic scale for each row of a linear layer's input, or for each sample of a convolution's.
-        activation_scale: ``"dynamic"`` (from the values, at every call), ``"tracked"`` (static: an average of the
-            training batches' ranges) or ``"learned"`` (static: LSQ's step).
+        activation_scale: ``"dynamic"`` (from the values, at every call) or static: ``"tracked"`` (an average of the
+            training batches' ranges; also ``tracked_percentile``, ``tracked_mse``), ``"learned"`` (LSQ's step),
+            ``"learned_plus"`` (LSQ+), ``"pact"``, ``"unit"`` (the range ±1).
+        activation_estimator: The gradient estimator of activations of a static range; ``pact`` has its own.
         activation_scale_pow2: Round activation scales to powers of two.
         input_dtype: What stands in place of ``activation_dtype`` for the network's first layer (never below 8 bits).
-        estimator: The gradient estimator of the weights: ``ste`` or ``clipped_ste``.
+        estimator: The gradient estimator of the weights: ``ste``, ``clipped_ste``, ``approx_sign``, ``ede``, …
 
     Raises:
-        BitLabError: If a name is unknown; the message holds the nearest valid one.
+        BitLabError: If a name is unknown (the message holds the nearest valid one), or a method is not defined for a
+            format.
     """
 
     weight_format: str = "ternary"
@@ -48,6 +84,11 @@ class BitQuantConfig:
     activation_scale_pow2: bool = False
     input_dtype: str = "int8"
     estimator: str = "ste"
+    activation_estimator: str = "clipped_ste"
+    weight_transform: str = "none"
+    weight_rounding: str = "nearest"
+    weight_group_size: int = 64
+    weight_clip: bool = False
 
     def __post_init__(self) -> None:
         """Checks every name."""
@@ -55,19 +96,34 @@ class BitQuantConfig:
             object.__setattr__(self, "activation_granularity", "per_token")
         known: dict[str, Collection[str]] = {
             "weight_format": (FLOAT, *FORMATS),
-            "weight_scale": SCALERS,
+            "weight_scale": WEIGHT_SCALES,
             "weight_granularity": WEIGHT_GRANULARITIES,
             "activation_dtype": (FLOAT, *FORMATS),
             "activation_granularity": ACTIVATION_GRANULARITIES,
             "activation_scale": (DYNAMIC, *STATIC_RANGES),
             "input_dtype": (FLOAT, *FORMATS),
             "estimator": ESTIMATORS,
+            "activation_estimator": ESTIMATORS,
+            "weight_transform": TRANSFORMS,
+            "weight_rounding": ROUNDINGS,
         }
         for field, names in known.items():
             if getattr(self, field) not in names:
                 raise unknown(field, getattr(self, field), names)
         if self.input_dtype != FLOAT and get_format(self.input_dtype).bits < 8:
             raise BitLabError(f"input_dtype '{self.input_dtype}' is below 8 bits; use int8, uint8 or float32")
+        for field in ("weight_scale", "estimator", "weight_rounding"):
+            self._check_suited(field, "weight_format")
+        self._check_suited("activation_estimator", "activation_dtype")
+        if not isinstance(self.weight_group_size, int) or self.weight_group_size < 1:
+            raise BitLabError(f"weight_group_size must be a whole number from 1, not {self.weight_group_size!r}")
+        if self.weight_scale == "ttq" and self.weight_granularity == "per_group":
+            raise BitLabError("weight_scale 'ttq' has no groups; use per_tensor or per_channel")
+
+    def _check_suited(self, field: str, format_field: str) -> None:
+        method, fmt = getattr(self, field), getattr(self, format_field)
+        if fmt != FLOAT and not suits(method, fmt):
+            raise BitLabError(f"{field} '{method}' is not defined for {fmt}; use {', '.join(ONLY_FOR[method])}")
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed.
@@ -90,13 +146,36 @@ class BitQuantConfig:
         """Builds a config from `to_dict`'s form; fields that are left out keep their defaults."""
         return cls().replace(**options)
 
-    def weight_quantizer(self, ndim: int) -> Quantizer | None:
-        """Returns the quantizer of an ``ndim``-dimensional weight (output channels first), ``None`` for float32."""
+    def for_input(self) -> Self:
+        """Returns the config of a network's first layer: its input has ``input_dtype``, in a range that fits it."""
+        if self.activation_dtype == FLOAT:
+            return self
+        fixed = self.activation_scale in ("unit", "pact")  # ranges of signs and of what a ReLU leaves, not of images
+        return self.replace(
+            activation_dtype=self.input_dtype,
+            activation_scale="tracked" if fixed else self.activation_scale,
+            activation_estimator="clipped_ste",
+        )
+
+    def weight_quantizer(self, shape: Sequence[int]) -> Quantizer | None:
+        """Returns the quantizer of a weight of that shape (output channels first), ``None`` for float32."""
         if self.weight_format == FLOAT:
             return None
-        trailing = ndim - 1 if self.weight_granularity == "per_channel" else None
-        source = FromValues(SCALERS[_covering(self.weight_scale, self.weight_scale_pow2)], trailing)
-        return Quantizer(get_format(self.weight_format), source, self.weight_scale_pow2, ESTIMATORS[self.estimator])
+        trailing = len(shape) - 1 if self.weight_granularity == "per_channel" else None
+        group = self.weight_group_size if self.weight_granularity == "per_group" else 0
+        source: ScaleSource
+        if self.weight_scale in LEARNED_WEIGHT_SCALES:
+            source = LEARNED_WEIGHT_SCALES[self.weight_scale](shape, Granularity(trailing, group))
+        else:
+            source = FromValues(SCALERS[_covering(self.weight_scale, self.weight_scale_pow2)], trailing, group)
+        return Quantizer(
+            get_format(self.weight_format),
+            source,
+            self.weight_scale_pow2,
+            ESTIMATORS[self.estimator],
+            TRANSFORMS[self.weight_transform],
+            self.weight_rounding == "stochastic",
+        )
 
     def activation_quantizer(self, trailing: int) -> Quantizer | None:
         """Returns the quantizer of a layer's input, ``None`` for float32.
@@ -106,14 +185,15 @@ class BitQuantConfig:
         """
         if self.activation_dtype == FLOAT:
             return None
-        estimator = ESTIMATORS["ste"]
-        if self.activation_scale == DYNAMIC:
+        if self.activation_scale == DYNAMIC:  # the largest value is inside: nothing is clipped
             scaler = SCALERS[_covering("absmax", self.activation_scale_pow2)]
             source = FromValues(scaler, trailing if self.activation_granularity == "per_token" else None)
+            estimator = "ste"
         else:
             source = STATIC_RANGES[self.activation_scale]()
-            estimator = ESTIMATORS["clipped_ste"]
-        return Quantizer(get_format(self.activation_dtype), source, self.activation_scale_pow2, estimator)
+            estimator = "half_open_ste" if self.activation_scale == "pact" else self.activation_estimator
+        fmt = get_format(self.activation_dtype)
+        return Quantizer(fmt, source, self.activation_scale_pow2, ESTIMATORS[estimator])
 
 
 def _covering(scaler: str, pow2: bool) -> str:

@@ -30,6 +30,38 @@ _MCU_FORMATS = {
 # The same with fixed power-of-two ranges, so that biases and batch norm fold into the requantization.
 _STATIC = {"activation_dtype": "uint8", "activation_scale": "tracked"}
 
+# Sign activations; what is learned about them besides (RSign, RPReLU) are modules of `bitlayers.activations`.
+_SIGNS = BitQuantConfig(weight_format="binary", activation_dtype="binary", activation_scale="unit")
+_BNN = _SIGNS.replace(weight_scale="unit", estimator="clipped_ste", weight_clip=True)
+_SIGNS_PER_CHANNEL = _SIGNS.replace(weight_granularity="per_channel")
+_SAWB_FORMATS = {2: "2bitsym", 3: "int3", 4: "4bitsym", 8: "int8"}
+_LSQ = BitQuantConfig(weight_scale="learned", activation_scale="learned", estimator="clipped_ste")
+_DOREFA = BitQuantConfig(weight_transform="tanh", weight_scale="absmax", activation_scale="unit")
+
+_PAPERS = {
+    "bnn": _BNN,
+    "bnn-stochastic": _BNN.replace(weight_rounding="stochastic"),
+    "xnor": _SIGNS_PER_CHANNEL,
+    "bireal": _SIGNS_PER_CHANNEL.replace(activation_estimator="approx_sign"),  # and ReActNet, with its modules
+    "irnet": _SIGNS_PER_CHANNEL.replace(
+        weight_scale="libra",
+        weight_scale_pow2=True,
+        weight_transform="standardize",
+        estimator="ede",
+        activation_estimator="ede",
+    ),
+    "twn": BitQuantConfig(weight_scale="twn"),
+    "ttq": BitQuantConfig(weight_scale="ttq"),
+    **{
+        f"pact-sawb-{bits}": BitQuantConfig(
+            weight_format=name, weight_scale="sawb", activation_dtype=f"uint{bits}", activation_scale="pact"
+        )
+        for bits, name in _SAWB_FORMATS.items()
+    },
+    **{f"lsq-{b}": _LSQ.replace(weight_format=f"int{b}", activation_dtype=f"uint{b}") for b in (2, 3, 4, 8)},
+    **{f"dorefa-{b}": _DOREFA.replace(weight_format=f"{b}bitsym", activation_dtype=f"uint{b}") for b in (2, 4)},
+}
+
 PRESETS: dict[str, BitQuantConfig] = {
     "bitlab": BitQuantConfig(),
     "bitnet": BitQuantConfig(activation_dtype="int8", activation_granularity="per_token"),
@@ -42,6 +74,7 @@ PRESETS: dict[str, BitQuantConfig] = {
         activation_dtype="int8",
         activation_scale="tracked",
     ),
+    **_PAPERS,
     **{f"mcu-{name}": _MCU.replace(weight_format=name, **rest) for name, rest in _MCU_FORMATS.items()},
     **{
         f"mcu-{name}-static": _MCU.replace(weight_format=name, **rest, **_STATIC) for name, rest in _MCU_FORMATS.items()

@@ -12,7 +12,9 @@ from torch import fx, nn
 
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph, GraphBuilder, Value
+from bitlayers.activations import RSign
 from bitlayers.base import BitLayer
+from bitlayers.folding import affine_of
 
 Lowering = Callable[[GraphBuilder, Any, Value], Value]
 LOWERINGS: dict[type[nn.Module], Lowering] = {}
@@ -51,14 +53,14 @@ def _clip(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
 def _batch_norm(g: GraphBuilder, module: nn.BatchNorm1d, x: Value) -> Value:
     if module.running_mean is None or module.running_var is None:
         raise g.error("batch norm without running statistics; use track_running_stats=True")
-    mean, var = module.running_mean.double(), module.running_var.double()
-    gain = torch.rsqrt(var + module.eps)
-    if module.affine:
-        gain = gain * module.weight.detach().double()
-    offset = -mean * gain
-    if module.affine:
-        offset = offset + module.bias.detach().double()
+    gain, offset = affine_of(module, module.running_mean.double(), module.running_var.double())
     return g.affine(x, gain.numpy(), offset.numpy(), module)
+
+
+@lowers(RSign)
+def _shift(g: GraphBuilder, module: RSign, x: Value) -> Value:
+    threshold = module.threshold.detach().double().numpy()
+    return g.affine(x, np.ones_like(threshold), -threshold, module)
 
 
 @lowers(nn.MaxPool2d)

@@ -2,8 +2,19 @@
 
 from bitcore import FORMATS, PRESETS, BitLabError, BitQuantConfig, get_format, get_preset
 from bitexport import lower
-from bitlayers import BitConv2d, BitLinear, pack, quantize
-from bitmodels import AutoBitModel, list_models, load_model, save_model
+from bitlayers import Bit, BitConv2d, BitLinear, convert_to_ternary, convert_to_ternary_p2, pack, quantize
+from bitlayers.convert import convert
+from bitmodels import (
+    AutoBitModel,
+    from_pretrained,
+    list_models,
+    load_into,
+    load_model,
+    push_to_hub,
+    save_model,
+    save_pretrained,
+    save_weights,
+)
 
 __version__ = "0.1.0"
 
@@ -11,16 +22,25 @@ __all__ = [
     "FORMATS",
     "PRESETS",
     "AutoBitModel",
+    "Bit",
     "BitConv2d",
     "BitLabError",
     "BitLinear",
     "BitQuantConfig",
+    "convert",
+    "convert_to_ternary",
+    "convert_to_ternary_p2",
+    "from_pretrained",
     "get_format",
     "get_preset",
     "list_models",
+    "load_into",
     "load_model",
     "lower",
     "pack",
+    "push_to_hub",
     "quantize",
     "save_model",
+    "save_pretrained",
+    "save_weights",
 ]

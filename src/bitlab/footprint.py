@@ -148,9 +148,7 @@ def totals(graph: Graph) -> Totals:
     source.source()
     weighted = [node.op for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(
-        weights=sum(
-            len(op.levels) * get_format(op.format).packing.row_bytes(op.levels[0].size) for op in weighted
-        ),
+        weights=sum(len(op.levels) * get_format(op.format).packing.row_bytes(op.levels[0].size) for op in weighted),
         constants=sum(constant.bytes for constant in source.constants),
         arena=source.plan.arena,
         input=graph.input.type.bytes,

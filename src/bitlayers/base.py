@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format, round_half_even
 from bitcore.graph import GraphBuilder, Value
-from bitcore.quantizers import PackedTensor, QTensor
+from bitcore.quantizers import PackedTensor, QTensor, Quantizer
+from bitlayers.folding import fold
 
 _EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so float sums of levels below it are exact
 
 
 class BitLayer(nn.Module):
-    """Mixin in front of a torch layer (`nn.Linear`, `nn.Conv2d`).
+    """Mixin in front of a torch layer (`nn.Linear`, `nn.Conv2d`, …).
+
+    It adds to the torch layer's attributes and changes none, so a torch layer becomes a bit layer in place when it
+    changes its class and calls `_init_quantization` (see `bitlayers.convert`).
 
     Three states:
 
@@ -27,6 +32,9 @@ class BitLayer(nn.Module):
       sums are exact, so the result does not depend on the machine. No gradients.
     - packed (after `pack`): as eval, bit for bit; only the packed codes are kept and the float weights are freed.
 
+    Where ``batch_norm`` is set (`bitlayers.fusion.train_fused`), the weight and bias of all this are those with the
+    batch norm folded in, ``W γ/σ`` and ``β + (b − μ) γ/σ`` (see `latent`).
+
     With a static activation range the bias is rounded to the accumulator's grid (``x scale * weight scale``, the
     int32 bias of integer inference), in training too.
     """
@@ -34,18 +42,86 @@ class BitLayer(nn.Module):
     token_dims: int  # dimensions of one token or sample at the input
     weight: Tensor
     bias: Tensor | None
+    batch_norm: _BatchNorm | None
+
+    @classmethod
+    def adopt(cls, layer: nn.Module, config: BitQuantConfig) -> Self:
+        """Turns a torch layer of the class's own kind into a bit layer, in place.
+
+        The object stays what it was: every name and reference, parameters (tied ones too), hooks, flags, device, dtype.
+        """
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer._init_quantization(config)
+        return layer
+
+    @classmethod
+    def obstacle(cls, layer: nn.Module) -> str | None:
+        """Returns why a torch layer of the class's own kind cannot be adopted; ``None`` if it can."""
+        if layer._parameters.get("weight") is None:
+            return "its weight is computed (weight_norm, spectral_norm, pruning); make it a plain parameter first"
+        if "forward" in vars(layer):
+            return "its forward was replaced on the instance, as accelerate does; remove that first"
+        if not layer._parameters["weight"].is_floating_point():  # type: ignore[union-attr]
+            return f"its weight is {layer.weight.dtype}, not a real floating-point type"
+        return None
 
     def _init_quantization(self, config: BitQuantConfig | None) -> None:
         """Creates the quantizers; call after the torch layer's ``__init__``."""
         self.quant_config = config if config is not None else BitQuantConfig()
-        self.weight_shape = tuple(self.weight.shape)
-        self.weight_quantizer = self.quant_config.weight_quantizer(len(self.weight_shape))
+        self.weight_shape = tuple(self.rows(self.weight).shape)
+        self.weight_quantizer = self.quant_config.weight_quantizer(self.weight_shape)
         self.activation_quantizer = self.quant_config.activation_quantizer(self.token_dims)
+        for quantizer in (self.weight_quantizer, self.activation_quantizer):
+            if quantizer is not None:
+                quantizer.to(self.weight.device).train(self.training)
         self.register_buffer("packed_weight", None)
         self.register_buffer("weight_scale", None)
+        self.register_module("batch_norm", None)
+
+    def requantize(self, config: BitQuantConfig) -> None:
+        """Changes how weights and activations are quantized, at any time before the layer is packed.
+
+        Ranges that were learned or tracked stay (the same parameters, so that an optimizer keeps its hold on them)
+        wherever the new config wants one of the same kind and shape; a learned step becomes
+        ``step * old high / new high``. Other ranges start anew.
+
+        Raises:
+            BitLabError: If the layer is packed.
+        """
+        if config == self.quant_config:
+            return
+        if self.packed:
+            raise BitLabError("a packed layer has no float weights to quantize anew; change the model before pack()")
+        weight, activation, batch_norm = self.weight_quantizer, self.activation_quantizer, self.batch_norm
+        self._init_quantization(config)
+        self.batch_norm = batch_norm
+        _keep_range(weight, self.weight_quantizer)
+        _keep_range(activation, self.activation_quantizer)
+
+    def latent(self, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Returns what is quantized: the float weight (`rows`) and bias, with ``batch_norm``, if any, folded in.
+
+        Args:
+            x: The layer's quantized input. Where it is given and ``batch_norm`` is in training mode, its statistics are
+                those of this batch (and the running ones are updated), else the running ones.
+        """
+        weight = self.rows(self.weight)
+        if self.batch_norm is None:
+            return weight, self.bias
+        y = self.operate(x, weight, self.bias) if x is not None and self.batch_norm.training else None
+        return fold(weight, self.bias, self.batch_norm, y, -self.token_dims)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Returns the weight with the output channels first: what is quantized, packed and given to `operate`."""
+        return weight
+
+    def unrows(self, rows: Tensor) -> Tensor:
+        """The inverse of `rows`."""
+        return rows
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Applies the layer's linear operation (the torch layer's own)."""
+        """Applies the layer's linear operation (the torch layer's own) with a weight as `rows` gives it."""
         raise TypeError(f"{type(self).__name__} defines no operation")
 
     @property
@@ -53,29 +129,49 @@ class BitLayer(nn.Module):
         """Whether only packed codes are held."""
         return self.packed_weight is not None
 
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or eval mode. A packed layer stays in eval mode: nothing is left to train."""
+        return super().train(mode and not self.packed)
+
     def forward(self, x: Tensor) -> Tensor:
         """Applies the layer to ``x`` (shapes as in the torch layer)."""
-        if self.training and not self.packed:
+        if self.training:
             return self._forward_fake(x)
         return self._forward_levels(x)
 
     def _forward_fake(self, x: Tensor) -> Tensor:
-        weight, bias, weight_scale = self.weight, self.bias, None
-        if self.weight_quantizer is not None:
-            weight_scale = self.weight_quantizer.scale(weight)
-            weight = self.weight_quantizer(weight, weight_scale)
+        x_scale = weight_scale = None
         if self.activation_quantizer is not None:
-            x_scale = self.activation_quantizer.scale(x)  # once: a tracked range takes every call for a batch
-            if bias is not None and self.activation_quantizer.source.static and weight_scale is not None:
-                bias = self._bias_on_grid((x_scale * self._per_channel(weight_scale)).detach())
-            x = self.activation_quantizer(x, x_scale)
+            fake, x_scale = self.activation_quantizer.fake(x)
+            x = fake.to(x.dtype)
+        weight, bias = self.latent(x)
+        if self.weight_quantizer is not None:
+            fake, weight_scale = self.weight_quantizer.fake(weight)
+            weight = fake.to(weight.dtype)  # of half weights, scales are float32
+        if bias is not None and self._static_input and self._uniform(weight_scale):
+            assert weight_scale is not None
+            assert x_scale is not None
+            scale = (x_scale * self._per_channel(weight_scale)).detach()
+            bias = bias + (_on_grid(bias, scale) * scale.flatten().double() - bias).to(bias.dtype).detach()
         return self.operate(x, weight, bias)
+
+    @property
+    def _static_input(self) -> bool:
+        return self.activation_quantizer is not None and self.activation_quantizer.source.static
 
     def _forward_levels(self, x: Tensor) -> Tensor:
         if self.weight_quantizer is None:
             x = x if self.activation_quantizer is None else self.activation_quantizer.quantize(x).dequantize()
-            return self.operate(x, self.weight, self.bias)
+            return self.operate(x, *self.latent())
         weight = self.packed_tensor() if self.packed else self.quantized_weight()
+        if not weight.uniform:  # several scales a row: sums of real values, as in training
+            values = weight.unpack().dequantize() if isinstance(weight, PackedTensor) else weight.dequantize()
+            x = (
+                x
+                if self.activation_quantizer is None
+                else self.activation_quantizer.quantize(x).dequantize().to(x.dtype)
+            )
+            return self.operate(x, values.to(x.dtype), self._bias())
         weight_scale = self._per_channel(weight.scale)
         if self.activation_quantizer is None:
             return self._add_bias(self.accumulate(x, weight) * weight_scale).to(x.dtype)
@@ -90,33 +186,42 @@ class BitLayer(nn.Module):
             return self.operate(x, weight.levels.to(x.dtype))
         fan_in = weight.levels[0].numel()
         largest = max(-x.format.low, x.format.high) * max(-weight.format.low, weight.format.high)
-        dtype = torch.float32 if fan_in * largest < _EXACT_FLOAT32 else torch.float64
+        dtype = self.accumulator_dtype(fan_in * largest)
         with torch.autocast(x.levels.device.type, enabled=False):
             return self.operate(x.levels.to(dtype), weight.levels.to(dtype))
 
+    def accumulator_dtype(self, largest: int) -> torch.dtype:
+        """Returns the fastest floating-point dtype in which sums of magnitudes up to ``largest`` are exact."""
+        return torch.float32 if largest < _EXACT_FLOAT32 else torch.float64
+
     def dequantize(self, accumulator: Tensor, scale: Tensor) -> Tensor:
         """Turns accumulators without bias into real outputs."""
-        if self.bias is None or self.activation_quantizer is None or not self.activation_quantizer.source.static:
+        bias = self.integer_bias(scale) if self._static_input else None
+        if bias is None:
             return self._add_bias(accumulator.to(scale.dtype) * scale)
-        with_bias = accumulator.double() + self._channels(self.integer_bias(scale))
+        with_bias = accumulator.double() + self._channels(bias)
         return with_bias.to(scale.dtype) * scale
 
-    def integer_bias(self, scale: Tensor) -> Tensor:
-        """Returns the bias ``[channels]`` on the accumulator's grid, as integers in float64."""
-        assert self.bias is not None
-        return round_half_even(self.bias.detach().double() / scale.flatten().double())
+    def integer_bias(self, scale: Tensor) -> Tensor | None:
+        """Returns the bias ``[channels]`` on the accumulator's grid, as integers in float64; ``None`` without one."""
+        bias = self._bias()
+        return None if bias is None else _on_grid(bias, scale)
 
-    def _bias_on_grid(self, scale: Tensor) -> Tensor:
-        assert self.bias is not None
-        rounded = (self.integer_bias(scale) * scale.flatten().double()).to(self.bias.dtype)
-        return self.bias + (rounded - self.bias).detach()
+    def _bias(self) -> Tensor | None:
+        return self.bias if self.batch_norm is None else self.latent()[1]
 
     def _add_bias(self, y: Tensor) -> Tensor:
-        return y if self.bias is None else y + self._channels(self.bias)
+        bias = self._bias()
+        return y if bias is None else y + self._channels(bias)
 
     def _channels(self, x: Tensor) -> Tensor:
         """Shapes ``[channels]`` so that it broadcasts along the channel dimension of the output."""
         return x.reshape(-1, *[1] * (self.token_dims - 1))
+
+    def _uniform(self, scale: Tensor | None) -> bool:
+        """Whether a weight scale is one a channel, so that sums of levels can be scaled."""
+        grouped = self.weight_quantizer is not None and self.weight_quantizer.source.group
+        return scale is not None and not grouped and scale.ndim <= len(self.weight_shape)
 
     def _per_channel(self, scale: Tensor) -> Tensor:
         """Shapes the weight's scale likewise."""
@@ -132,7 +237,7 @@ class BitLayer(nn.Module):
             raise BitLabError("this layer's weights are float32: it has no quantized weight")
         if self.packed:
             return self.packed_tensor().unpack()
-        return self.weight_quantizer.quantize(self.weight)
+        return self.weight_quantizer.quantize(self.latent()[0])
 
     def packed_tensor(self) -> PackedTensor:
         """Returns the packed weight, packing it when the layer is not packed.
@@ -142,8 +247,9 @@ class BitLayer(nn.Module):
         """
         if self.packed_weight is not None and self.weight_scale is not None:
             fmt = get_format(self.quant_config.weight_format)
-            return PackedTensor(self.packed_weight, self.weight_scale, self.weight_shape, fmt)
-        if not torch.isfinite(self.weight).all():
+            group = self.weight_quantizer.source.group if self.weight_quantizer is not None else 0
+            return PackedTensor(self.packed_weight, self.weight_scale, self.weight_shape, fmt, group)
+        if not torch.isfinite(self.latent()[0]).all():
             raise BitLabError("its weights are NaN or infinite; the training diverged, lower the learning rate")
         return self.quantized_weight().pack()
 
@@ -160,24 +266,36 @@ class BitLayer(nn.Module):
         """
         if self.packed or self.weight_quantizer is None:
             return
+        self.absorb_batch_norm()
         packed = self.packed_tensor()
         self._hold(packed.data, packed.scale)
 
+    @torch.no_grad()
+    def absorb_batch_norm(self) -> None:
+        """Makes the batch norm that is folded in (if any) part of weight and bias, by its running statistics."""
+        if self.batch_norm is None:
+            return
+        weight, bias = self.latent()
+        self.batch_norm = None
+        self.weight.copy_(self.unrows(weight))
+        self.bias = nn.Parameter(bias.clone())  # type: ignore[union-attr]
+
     def _hold(self, data: Tensor, scale: Tensor) -> None:
         self.packed_weight, self.weight_scale = data, scale
+        self.eval()
         self.register_parameter("weight", None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes on the state, packed or not, of the dictionary it loads."""
         if f"{prefix}packed_weight" in state_dict and not self.packed and self.weight_quantizer is not None:
             # Of the layer's own shapes, so that torch refuses to fill them with another layer's.
-            zeros = torch.zeros_like(self.weight)
+            zeros = torch.zeros_like(self.rows(self.weight))
             row_bytes = self.weight_quantizer.format.packing.row_bytes(zeros[:1].numel())
             data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
             self._hold(data, self.weight_quantizer.scale(zeros).detach())
         elif f"{prefix}weight" in state_dict and self.packed:
             assert self.weight_scale is not None
-            self.weight = nn.Parameter(torch.empty(self.weight_shape, device=self.weight_scale.device))
+            self.weight = nn.Parameter(self.unrows(torch.empty(self.weight_shape, device=self.weight_scale.device)))
             self.packed_weight = self.weight_scale = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -194,13 +312,20 @@ class BitLayer(nn.Module):
             weight = self.packed_tensor().unpack()
         except BitLabError as error:
             raise g.error(str(error)) from error
+        if not weight.uniform:
+            c = self.quant_config
+            raise g.error(
+                f"weight_scale '{c.weight_scale}' {c.weight_granularity} gives a row several scales, integer sums take "
+                "one; use per_channel or per_tensor, and 'twn' or 'learned' in place of 'ttq'"
+            )
         weight_scale = weight.scale.detach()
         scale = torch.tensor(codes.scale, dtype=weight_scale.dtype) * self._per_channel(weight_scale)
         bias = np.zeros(1, dtype=np.int64)
-        if self.bias is not None:
+        on_grid = self.integer_bias(scale)
+        if on_grid is not None:
             if codes.relative:
                 raise g.error("a bias behind a dynamic activation scale; use bias=False or activation_scale=tracked")
-            exact = self.integer_bias(scale).numpy()
+            exact = on_grid.numpy()
             if not np.all(np.abs(exact) < 2**31):  # NaN is refused too
                 raise g.error(
                     "its bias is NaN, or beyond int32 in units of the accumulator: the training diverged, "
@@ -211,12 +336,27 @@ class BitLayer(nn.Module):
         factor = scale.flatten().double().numpy()
         return self.add_to_graph(g, codes, levels, bias, factor, lambda a: a * scale)
 
-    def add_to_graph(self, *args: Any) -> Value:
+    def add_to_graph(self, g: GraphBuilder, *args: Any) -> Value:
         """Adds the layer's own operation (see `lower`)."""
-        raise TypeError(f"{type(self).__name__} has no integer operation")
+        raise g.error(f"{type(self).__name__} has no integer operation; integer graphs take BitLinear and BitConv2d")
 
     def extra_repr(self) -> str:
         """Adds the formats to torch's description."""
         c = self.quant_config
         state = "packed" if self.packed else "latent"
         return f"{super().extra_repr()}, weight={c.weight_format}, activation={c.activation_dtype}, {state}"
+
+
+def _on_grid(bias: Tensor, scale: Tensor) -> Tensor:
+    """Returns the bias in units of the accumulator's scale, rounded, in float64."""
+    return round_half_even(bias.detach().double() / scale.flatten().double())
+
+
+def _keep_range(old: Quantizer | None, new: Quantizer | None) -> None:
+    """Gives ``new`` the range that ``old`` learned, where both are of one kind."""
+    if old is None or new is None or type(old.source) is not type(new.source) or old.source.group != new.source.group:
+        return
+    shapes = [{name: value.shape for name, value in q.source.state_dict().items()} for q in (old, new)]
+    if shapes[0] and shapes[0] == shapes[1]:
+        new.source = old.source
+        new.source.reformat(old.format, new.format)

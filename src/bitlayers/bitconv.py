@@ -1,4 +1,4 @@
-"""BitConv2d: a drop-in `nn.Conv2d` with quantized weights and activations."""
+"""Drop-in convolutions with quantized weights and activations: BitConv1d, BitConv2d, BitConvTranspose2d."""
 
 from __future__ import annotations
 
@@ -13,8 +13,55 @@ from bitcore.config import BitQuantConfig
 from bitcore.graph import Conv2d, GraphBuilder, Value
 from bitlayers.base import BitLayer
 
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
-class BitConv2d(BitLayer, nn.Conv2d):
+
+class _BitConv(BitLayer):
+    """What the convolutions share: everything. Their torch halves know the dimensions."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        quant_config: BitQuantConfig | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options)
+        self._init_quantization(quant_config)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns the convolution, plus ``bias``; padding as the layer's ``padding_mode`` says."""
+        return self._conv_forward(x, weight, bias)  # type: ignore[operator]
+
+    def accumulator_dtype(self, largest: int) -> torch.dtype:
+        # Where oneDNN does not serve, float32 may go to NNPACK, whose Winograd transform rounds.
+        onednn = _HAS_ONEDNN and torch.backends.mkldnn.enabled
+        return super().accumulator_dtype(largest) if onednn else torch.float64
+
+
+class BitConv1d(_BitConv, nn.Conv1d):
+    """Applies a one-dimensional convolution with quantized weights (and input, if the config says so).
+
+    All of `nn.Conv1d`'s arguments, by the same names and in the same order; ``quant_config`` as in `BitLinear`.
+    A dynamic ``per_token`` activation scale is one a sample. A padded zero adds nothing, in every format.
+
+    Shape:
+        Input ``[batch, in_channels, length]``, output as in `nn.Conv1d`.
+    """
+
+    token_dims = 2
+
+
+class BitConv2d(_BitConv, nn.Conv2d):
     """Applies a two-dimensional convolution with quantized weights (and input, if the config says so).
 
     All of `nn.Conv2d`'s arguments, by the same names and in the same order; ``quant_config`` as in `BitLinear`.
@@ -25,31 +72,6 @@ class BitConv2d(BitLayer, nn.Conv2d):
     """
 
     token_dims = 3
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        quant_config: BitQuantConfig | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        options: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
-        nn.Conv2d.__init__(
-            self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **options
-        )
-        self._init_quantization(quant_config)
-
-    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Returns the convolution, plus ``bias``; padding as the layer's ``padding_mode`` says."""
-        return self._conv_forward(x, weight, bias)
 
     def add_to_graph(  # noqa: D102
         self,
@@ -76,3 +98,65 @@ class BitConv2d(BitLayer, nn.Conv2d):
             groups=self.groups,
         )
         return g.conv2d(x, op, scale, real)
+
+
+class BitConvTranspose2d(BitLayer, nn.ConvTranspose2d):
+    """Applies a transposed convolution with quantized weights (and input, if the config says so).
+
+    All of `nn.ConvTranspose2d`'s arguments, by the same names and in the same order; ``quant_config`` as in
+    `BitLinear`. The latent weight has torch's layout ``[in_channels, out_channels / groups, height, width]``; it is
+    quantized and packed with the output channels first, ``[out_channels, in_channels / groups, height, width]``, so
+    that ``per_channel`` means the same everywhere.
+
+    Shape:
+        Input ``[batch, in_channels, height, width]``, output as in `nn.ConvTranspose2d`.
+    """
+
+    token_dims = 3
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        output_padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | tuple[int, int] = 1,
+        padding_mode: str = "zeros",
+        quant_config: BitQuantConfig | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation, **options
+        )
+        self._init_quantization(quant_config)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Applies the layer; ``output_size`` (``[height, width]``) chooses among the sizes that a stride allows."""
+        if output_size is None:
+            return super().forward(x)
+        usual = self.output_padding
+        sizes = [list(v) for v in (self.stride, self.padding, self.kernel_size, self.dilation)]
+        self.output_padding = tuple(self._output_padding(x, output_size, *sizes[:3], 2, sizes[3]))  # type: ignore[arg-type]
+        try:
+            return super().forward(x)
+        finally:
+            self.output_padding = usual
+
+    def rows(self, weight: Tensor) -> Tensor:  # noqa: D102
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
+
+    def unrows(self, rows: Tensor) -> Tensor:  # noqa: D102
+        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns the transposed convolution, plus ``bias``."""
+        padding: Any = self.padding  # torch's base class also knows names here, this layer does not
+        return nn.functional.conv_transpose2d(
+            x, self.unrows(weight), bias, self.stride, padding, self.output_padding, self.groups, self.dilation
+        )

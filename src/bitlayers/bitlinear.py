@@ -1,4 +1,4 @@
-"""BitLinear: a drop-in `nn.Linear` with quantized weights and activations."""
+"""BitLinear: a drop-in `nn.Linear` with quantized weights and activations; BitTransposedLinear: GPT-2's."""
 
 from __future__ import annotations
 
@@ -69,3 +69,34 @@ class BitLinear(BitLayer, nn.Linear):
         real: object,
     ) -> Value:
         return g.linear(x, levels, self.quant_config.weight_format, bias, scale, real)  # type: ignore[arg-type]
+
+
+class BitTransposedLinear(BitLinear):
+    """A `BitLinear` whose latent weight is kept as ``[in_features, out_features]``: the "Conv1D" of GPT-2.
+
+    Codes and scales are those of a `BitLinear` with the transposed weight: ``per_channel`` is per output.
+    Arguments and shapes as in `BitLinear`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        quant_config: BitQuantConfig | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self.weight = nn.Parameter(self.weight.detach().T.contiguous())
+        self._init_quantization(quant_config)
+
+    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+        self.in_features, self.out_features = self.weight.shape
+        super()._init_quantization(config)
+
+    def rows(self, weight: Tensor) -> Tensor:  # noqa: D102
+        return weight.T.contiguous()  # as unpacked codes lie, so that float sums take the same order
+
+    def unrows(self, rows: Tensor) -> Tensor:  # noqa: D102
+        return rows.T

@@ -1,40 +1,66 @@
-"""Turns any torch model into a quantized one: float layers become bit layers that keep their weights."""
+"""Turns any torch model into a quantized one, in place: float layers become bit layers that keep their weights."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from bitcore.config import FLOAT, BitQuantConfig
-from bitcore.errors import BitLabError
+from bitcore.config import BitQuantConfig
+from bitcore.errors import BitLabError, unknown
 from bitcore.presets import get_preset
 from bitlayers.base import BitLayer
-from bitlayers.bitconv import BitConv2d
-from bitlayers.bitlinear import BitLinear
+from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
+from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
+from bitlayers.bitembedding import BitEmbedding
+from bitlayers.bitlinear import BitLinear, BitTransposedLinear
+from bitlayers.report import ConversionReport, Entry
 
 Quant = BitQuantConfig | str | None
 Override = Quant | Mapping[str, Any]
+BINARY = "binary"
 
-
-def _linear(layer: nn.Linear, config: BitQuantConfig) -> BitLinear:
-    return BitLinear(layer.in_features, layer.out_features, layer.bias is not None, config, device="meta")
-
-
-def _conv2d(layer: nn.Conv2d, config: BitQuantConfig) -> BitConv2d:
-    return BitConv2d(
-        layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
-        layer.dilation, layer.groups, layer.bias is not None, layer.padding_mode, config, device="meta",  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-CONVERSIONS: dict[type[nn.Module], Callable[[Any, BitQuantConfig], BitLayer]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv2d,
+# By type, or by name where the library need not be installed. Exact types: a subclass's forward may do anything.
+# nn.MultiheadAttention is not among them: it becomes a BitMultiheadAttention, whose projections are.
+CONVERSIONS: dict[type[nn.Module] | str, type[BitLayer]] = {
+    nn.Linear: BitLinear,
+    nn.Conv1d: BitConv1d,
+    nn.Conv2d: BitConv2d,
+    nn.ConvTranspose2d: BitConvTranspose2d,
+    nn.Embedding: BitEmbedding,
+    "transformers.pytorch_utils.Conv1D": BitTransposedLinear,
 }
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A place that may become a bit layer.
+
+    Attributes:
+        names: Every name of it.
+        type: The name of its type.
+        module: The layer, or the attention module that it will be a projection of.
+        projection: Which one, else empty.
+        kind: What it may become.
+        reason: Why it must stay; empty if it may be converted.
+    """
+
+    names: tuple[str, ...]
+    type: str
+    module: nn.Module
+    projection: str = ""
+    kind: type[BitLayer] | None = None
+    reason: str = ""
+
+    @property
+    def fit(self) -> bool:
+        return not self.reason
 
 
 def resolve(quant: Quant) -> BitQuantConfig | None:
@@ -47,63 +73,182 @@ def resolve(quant: Quant) -> BitQuantConfig | None:
 
 
 def quantize(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None) -> nn.Module:
-    """Replaces, in place, the float layers of a model by bit layers with the same weights, device and dtype.
-
-    Args:
-        model: Any model.
-        quant: A config, a preset's name, or ``None`` (then only overridden layers are quantized).
-        overrides: Layers that differ, by name pattern (``"head"``, ``"features.*"``, or ``"first"`` and ``"last"``):
-            a config, a preset's name, ``None`` to stay float, or the fields that differ from ``quant``. The first
-            pattern that matches counts.
-
-    Returns:
-        The model (a new module where ``model`` itself is a layer).
-
-    Raises:
-        BitLabError: If a preset or option is unknown, or a pattern matches no layer.
-    """
-    config = resolve(quant)
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in CONVERSIONS}
-    names = list(layers)
-    patterns = {
-        names[0] if pattern == "first" and names else names[-1] if pattern == "last" and names else pattern: override
-        for pattern, override in (overrides or {}).items()
-    }
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise BitLabError(f"override '{pattern}' matches no layer; there are: {', '.join(names)}")
-    first = True
-    for name, layer in layers.items():
-        chosen = _choose(name, config, patterns)
-        if chosen is None:
-            first = False
-            continue
-        if first and chosen.activation_dtype != FLOAT:
-            chosen = chosen.replace(activation_dtype=chosen.input_dtype)
-        first = False
-        replacement = _convert(layer, chosen)
-        if not name:
-            return replacement
-        model.set_submodule(name, replacement)
+    """Turns the float layers of a model into bit layers, in place, and returns the model (see `convert`)."""
+    convert(model, quant, overrides)
     return model
 
 
-def _choose(name: str, config: BitQuantConfig | None, patterns: Mapping[str, Override]) -> BitQuantConfig | None:
+def convert(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None) -> ConversionReport:
+    """Turns the float layers of a model into bit layers, in place.
+
+    The layers stay the same objects with the same parameters: names, tied weights, hooks, geometry, device, dtype,
+    requires_grad and training flags are kept. An `nn.MultiheadAttention` becomes a `BitMultiheadAttention`; its
+    projections are layers named ``<name>.q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, with new parameters (so
+    create optimizers afterwards). Where activations become binary, the model's ReLUs become Hardtanhs.
+
+    Args:
+        model: Any model, also a single layer.
+        quant: A config, a preset's name, or ``None`` (then only overridden layers are quantized).
+        overrides: Layers that differ, by name pattern (``"head"``, ``"features.*"``, or ``"first"`` and ``"last"``, in
+            the order of registration): a config, a preset's name, ``None`` to stay float, or the fields that differ
+            from ``quant``. The first pattern that matches counts.
+
+    Returns:
+        What was converted, what was left and why. ``print`` shows it as a table.
+
+    Raises:
+        BitLabError: If a preset or option is unknown, or a pattern matches no layer. Nothing has changed then.
+    """
+    config = resolve(quant)
+    layers = list(_layers(model))
+    patterns = _patterns(overrides or {}, layers)
+    chosen = [_choose(layer.names, config, patterns) if layer.fit else None for layer in layers]
+    first = next((i for i, layer in enumerate(layers) if layer.fit or isinstance(layer.module, BitLayer)), None)
+    if first is not None and (outer := chosen[first]) is not None:
+        chosen[first] = outer.for_input()
+    return _apply(model, layers, chosen)
+
+
+def convert_layers(model: nn.Module, configs: Mapping[str, BitQuantConfig]) -> ConversionReport:
+    """Turns the named layers into bit layers, in place, each with exactly its config.
+
+    Raises:
+        BitLabError: If a name is none of a layer that can be converted. Nothing has changed then.
+    """
+    layers = list(_layers(model))
+    known = {name: layer for layer in layers for name in layer.names}
+    for name in configs:
+        if name not in known:
+            raise unknown("layer", name, known)
+        if not known[name].fit:
+            raise BitLabError(f"layer '{name}' cannot become a bit layer: {known[name].reason}")
+    chosen = [next((configs[name] for name in layer.names if name in configs), None) for layer in layers]
+    return _apply(model, layers, chosen)
+
+
+def _apply(model: nn.Module, layers: list[_Layer], chosen: list[BitQuantConfig | None]) -> ConversionReport:
+    split: dict[torch.Tensor, tuple[nn.Parameter, ...]] = {}
+    entries = []
+    for layer, config in zip(layers, chosen, strict=True):
+        reason = layer.reason or ("" if config is not None else "it was asked to stay float")
+        entries.append(Entry(layer.names, layer.type, config, reason))
+        if config is not None:
+            _adopt(layer, config, split)
+    signs = any(config is not None and config.activation_dtype == BINARY for config in chosen)
+    _avoid_fused_paths(model)
+    return ConversionReport(tuple(entries), tuple(_keep_signs(model)) if signs else ())
+
+
+def _layers(model: nn.Module) -> Iterator[_Layer]:
+    """Yields every module with weights, once, with all its names."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    inside = {child for module in names if type(module) is nn.MultiheadAttention for child in module.children()}
+    for module, known in names.items():
+        name = type(module).__name__
+        if type(module) is nn.MultiheadAttention:
+            for projection in PROJECTIONS:
+                parts = tuple(f"{path}.{projection}".lstrip(".") for path in known)
+                yield _Layer(parts, name, module, projection, BitLinear, _attention_obstacle(module))
+        elif module not in inside:
+            kind = CONVERSIONS.get(type(module)) or CONVERSIONS.get(_qualified(type(module)))
+            reason = (kind.obstacle(module) or "") if kind else _unknown(module)
+            if kind or reason:
+                yield _Layer(tuple(known), name, module, kind=kind, reason=reason)
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _unknown(module: nn.Module) -> str:
+    """Why a module of no known type stays; empty if it holds no weights of its own."""
+    if isinstance(module, BitLayer):
+        return "it is a bit layer already"
+    if isinstance(module, LazyModuleMixin):
+        return "it has no weights yet; pass a batch through the model first"
+    if is_parametrized(module):
+        return "it is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
+    weights = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    if not weights or isinstance(module, ParametrizationList):
+        return ""
+    for kind in CONVERSIONS:
+        if isinstance(kind, type) and isinstance(module, kind):
+            return f"it is a subclass of {kind.__name__}, whose forward may differ"
+    return "there is no bit layer for its type"
+
+
+def _attention_obstacle(attention: nn.Module) -> str:
+    for name in ("in_proj_weight", "q_proj_weight"):
+        if attention._parameters.get(name) is not None:
+            return "its forward was replaced on the instance" if "forward" in vars(attention) else ""
+    return "its weight is computed (weight_norm, spectral_norm, pruning); make it a plain parameter first"
+
+
+def _patterns(overrides: Mapping[str, Override], layers: list[_Layer]) -> dict[str, Override]:
+    """Resolves "first" and "last", unless layers are called so, and checks that every pattern matches a layer."""
+    fit = [layer for layer in layers if layer.fit]
+    ends = {"first": fit[0].names[0], "last": fit[-1].names[0]} if fit else {}
+    for layer in fit:
+        for name in layer.names:
+            ends.pop(name, None)
+    patterns = {ends.get(pattern, pattern): override for pattern, override in overrides.items()}
+    for pattern in patterns:
+        if any(fnmatch.filter(layer.names, pattern) for layer in fit):
+            continue
+        for layer in layers:
+            if fnmatch.filter(layer.names, pattern):
+                raise BitLabError(f"override '{pattern}': layer '{layer.names[0]}' stays as it is: {layer.reason}")
+        known = ", ".join(layer.names[0] for layer in fit)
+        raise BitLabError(f"override '{pattern}' matches no layer; there are: {known}")
+    return patterns
+
+
+def _choose(
+    names: tuple[str, ...], config: BitQuantConfig | None, patterns: Mapping[str, Override]
+) -> BitQuantConfig | None:
     for pattern, override in patterns.items():
-        if fnmatch.fnmatchcase(name, pattern):
+        if fnmatch.filter(names, pattern):
             if isinstance(override, Mapping):
                 return (config or BitQuantConfig()).replace(**override)
             return resolve(override)
     return config
 
 
-def _convert(layer: nn.Module, config: BitQuantConfig) -> BitLayer:
-    replacement = CONVERSIONS[type(layer)](layer, config)
-    replacement.weight, replacement.bias = layer.weight, layer.bias  # type: ignore[assignment]
-    for quantizer in (replacement.weight_quantizer, replacement.activation_quantizer):
-        if quantizer is not None:
-            quantizer.to(layer.weight.device)  # type: ignore[arg-type]
-    return replacement.train(layer.training)
+def _adopt(layer: _Layer, config: BitQuantConfig, split: dict[torch.Tensor, tuple[nn.Parameter, ...]]) -> None:
+    module, kind = layer.module, layer.kind
+    assert kind is not None
+    if layer.projection:
+        assert isinstance(module, nn.MultiheadAttention)
+        if not isinstance(module, BitMultiheadAttention):
+            BitMultiheadAttention.adopt(module, split)
+        module = module.get_submodule(layer.projection)
+    kind.adopt(module, config)
+
+
+def _keep_signs(model: nn.Module) -> Iterator[str]:
+    """Turns ReLUs into Hardtanhs, in place, and yields their names.
+
+    The sign of what a ReLU passes is always +1, so binary activations would carry nothing (BNN, arXiv:1602.02830).
+    """
+    for name, module in model.named_modules():
+        if type(module) is nn.ReLU:
+            module.__class__ = nn.Hardtanh  # type: ignore[assignment]
+            module.min_val, module.max_val = -1.0, 1.0  # type: ignore[assignment]
+            yield name
+
+
+def _avoid_fused_paths(model: nn.Module) -> None:
+    """Keeps torch's encoder layers from reading float weights past the bit layers, as they do in eval mode."""
+    for module in model.modules():
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)) and any(
+            isinstance(child, BitLayer) for child in module.modules()
+        ):
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0  # "no activation function that the fused path knows"
+            else:
+                module.use_nested_tensor = False
 
 
 def pack(model: nn.Module) -> nn.Module:

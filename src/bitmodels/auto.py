@@ -31,11 +31,11 @@ class Family:
 
 
 _FAMILIES: dict[str, Family] = {}
-M = TypeVar("M", bound=type[nn.Module])
+M = TypeVar("M", bound=Callable[[Any], nn.Module])
 
 
 def register_model(name: str, config: type) -> Callable[[M], M]:
-    """Class decorator: registers a module whose constructor takes an instance of the dataclass ``config``."""
+    """Decorator: registers a module class, or a function, that makes a model of the dataclass ``config``."""
 
     def register(model: M) -> M:
         _FAMILIES[name] = Family(name, config, model)

@@ -1,20 +1,26 @@
-"""Keeping models: one safetensors file with packed codes, and how to build the model in its header."""
+"""Keeping models: one safetensors file with packed codes; its header says how to read and rebuild them.
+
+``docs/file-format.md`` describes the file.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
-from bitcore.config import BitQuantConfig
+from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
+from bitcore.formats import get_format
 from bitlayers.base import BitLayer
-from bitlayers.convert import pack
+from bitlayers.convert import convert_layers, pack
+from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitmodels.auto import AutoBitModel
 
 _FILE_KIND = "bitlab-model-1"
@@ -31,25 +37,58 @@ def save_model(model: nn.Module, path: Path, extra: dict[str, Any] | None = None
     Raises:
         BitLabError: If weights are NaN (the message names the layer), or the file cannot be written.
     """
-    description = getattr(model, "bit_model", None)
-    if description is None:
-        raise BitLabError("only models built by AutoBitModel can be saved: the file must say how to build them")
-    state = {}
+    if getattr(model, "bit_model", None) is None:
+        raise BitLabError(
+            "only models built by AutoBitModel can be saved: the file must say how to build them; "
+            "keep others with save_weights and load them with load_into"
+        )
+    save_weights(model, path, extra)
+
+
+def save_weights(model: nn.Module, path: Path, extra: dict[str, Any] | None = None) -> None:
+    """Writes any model with bit layers, packed, as `save_model` does; `load_into` reads it.
+
+    Args:
+        model: Any model.
+        path: The file.
+        extra: As in `save_model`.
+
+    Raises:
+        BitLabError: As in `save_model`.
+    """
+    if trains_fused(model):  # kept as what it becomes
+        model = fuse_batchnorm(copy.deepcopy(model), pairs=())
+    state: dict[str, Tensor] = {}
+    configs: list[BitQuantConfig] = []
+    layers: dict[str, dict[str, Any]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, BitLayer):
+            if layer.quant_config not in configs:
+                configs.append(layer.quant_config)
+            group = layer.weight_quantizer.source.group if layer.weight_quantizer is not None else 0
+            index = configs.index(layer.quant_config)
+            layers[name] = {"config": index, "shape": list(layer.weight_shape), "group": group}
     for name, tensor in model.state_dict().items():
         layer_name, _, field = name.rpartition(".")
-        layer = model.get_submodule(layer_name)
+        layer = model.get_submodule(layer_name) if layer_name in layers else None
         if isinstance(layer, BitLayer) and field == "weight" and layer.weight_quantizer is not None:
             try:
                 packed = layer.packed_tensor()
             except BitLabError as error:
                 raise BitLabError(f"layer '{layer_name}': {error}") from error
-            prefix = f"{layer_name}." if layer_name else ""
+            prefix = name.removesuffix("weight")
             state[f"{prefix}packed_weight"], state[f"{prefix}weight_scale"] = packed.data, packed.scale
         else:
             state[name] = tensor
+    header = {
+        "model": getattr(model, "bit_model", None),
+        "formats": _describe_formats(configs),
+        "configs": [config.to_dict() for config in configs],
+        "layers": layers,
+        "extra": extra or {},
+    }
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    header = json.dumps({"model": description, "extra": extra or {}})
-    write_atomically(path, save_tensors(state, {_FILE_KIND: header}))
+    write_atomically(Path(path), save_tensors(state, {_FILE_KIND: json.dumps(header)}))
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -61,6 +100,65 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         BitLabError: If the file is missing, truncated, or no BitLab model.
     """
+    header, state = _read(path := Path(path))
+    try:
+        description = header["model"]
+        if description is None:
+            raise BitLabError(f"'{path}' holds a model that is not from the zoo; build it in code and use load_into")
+        model = AutoBitModel.from_name(description["name"], None, **description["options"])
+        if description.get("batch_norm") == "fused":
+            fuse_batchnorm(model)
+        _fill(model, header, state)
+        model.bit_model = {**model.bit_model, "quant": description["quant"], "overrides": description["overrides"]}  # type: ignore[dict-item]
+        return model, header["extra"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def load_into(model: nn.Module, path: Path) -> dict[str, Any]:
+    """Loads a file of `save_weights` or `save_model` into a model of the same architecture, in place.
+
+    Float layers become the bit layers that the file says; the model ends packed, in eval mode.
+
+    Args:
+        model: The model as its own code builds it, float or quantized.
+        path: The file. Nothing in it is executed.
+
+    Returns:
+        The ``extra`` dictionary.
+
+    Raises:
+        BitLabError: If the file is missing, truncated, or fits another model; the message names the difference.
+    """
+    header, state = _read(path := Path(path))
+    try:
+        _fill(model, header, state)
+        return header["extra"]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Returns the header of a file: ``model``, ``formats``, ``configs``, ``layers``, ``extra``.
+
+    Raises:
+        BitLabError: If the file is missing, truncated, or no BitLab model.
+    """
+    return _read(Path(path))[0]
+
+
+def _describe_formats(configs: list[BitQuantConfig]) -> dict[str, Any]:
+    """What a reader must know to decode the codes."""
+    described = {}
+    for config in configs:
+        if config.weight_format != FLOAT:
+            fmt = get_format(config.weight_format)
+            packing = {"radix": fmt.packing.radix, "codes": fmt.packing.codes, "word": fmt.packing.word}
+            described[fmt.name] = {"levels": list(fmt.levels), **packing}
+    return described
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise BitLabError(f"there is no file '{path}'")
     try:
@@ -75,18 +173,28 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise BitLabError(f"'{path}' is a safetensors file of something else, not of a BitLab model")
     try:
         header = json.loads(metadata[_FILE_KIND])
-        description = header["model"]
-        quant = description["quant"]
-        model = AutoBitModel.from_name(
-            description["name"],
-            None if quant is None else BitQuantConfig.from_dict(quant),
-            description["overrides"],
-            **description["options"],
-        )
-        model.load_state_dict(state)
-        for layer in model.modules():
-            if isinstance(layer, BitLayer) and layer.packed:
-                layer.quantized_weight()  # raises where bytes hold no codes: the fast kernels do not look
-        return pack(model), header["extra"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BitLabError(f"'{path}' is damaged or of another BitLab version: {error}") from error
+        if not isinstance(header, dict):
+            raise TypeError("its header is no object")
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    return header, state
+
+
+def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Makes the model's layers those of the header, then loads the state."""
+    configs = [BitQuantConfig.from_dict(config) for config in header["configs"]]
+    layers = {name: configs[layer["config"]] for name, layer in header["layers"].items()}
+    there = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, BitLayer)}
+    convert_layers(model, {name: config for name, config in layers.items() if name not in there})
+    for name, layer in there.items():
+        if layers.get(name) != layer.quant_config:
+            raise BitLabError(f"layer '{name}' is quantized otherwise in the file; give load_into the float model")
+    model.load_state_dict(state)
+    for layer in model.modules():
+        if isinstance(layer, BitLayer) and layer.packed:
+            layer.quantized_weight()  # raises where bytes hold no codes: the fast kernels do not look
+    pack(model)
+
+
+def _damaged(path: Path, error: Exception) -> BitLabError:
+    return BitLabError(f"'{path}' is damaged, of another BitLab version or of another model: {error}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitcore.errors import BitLabError, unknown
+from bitcore.errors import BitLabError
+from bittrain.entries import parse_entry
 from bittrain.seeds import derive
 
 Builder = Callable[..., nn.Module]
@@ -75,22 +74,7 @@ def parse(text: str) -> tuple[str, dict[str, float]]:
     Raises:
         BitLabError: Unknown augmentation, unknown strength or no number.
     """
-    name, *pairs = text.split() or [""]
-    if name not in AUGMENTATIONS:
-        raise unknown("augmentation", name, AUGMENTATIONS)
-    known = [p.name for p in inspect.signature(AUGMENTATIONS[name]).parameters.values() if p.name != "size"]
-    values: dict[str, float] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key not in known:
-            raise unknown(f"strength of augmentation {name}", key, known)
-        try:
-            values[key] = float(value)
-        except ValueError:
-            values[key] = math.nan
-        if not math.isfinite(values[key]):
-            raise BitLabError(f"augmentation {name}: {key} must be a number, not '{value}'")
-    return name, values
+    return parse_entry(text, AUGMENTATIONS, "augmentation", "strength")
 
 
 class Augment:

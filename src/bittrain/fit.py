@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,11 +19,14 @@ from torch import nn
 
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
-from bitmodels import AutoBitModel
+from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitmodels.io import save_model
 from bittrain.augment import Augment
+from bittrain.build import ModelBuilder, build_model, restore
+from bittrain.callbacks import make_callbacks
 from bittrain.checkpoint import AtomicCheckpointIO, load_checkpoint
 from bittrain.data import ImageData, Split, load_dataset
+from bittrain.distill import Distiller, load_teacher
 from bittrain.loader import TestLoader, TrainLoader
 from bittrain.module import Classifier
 from bittrain.preprocessing import Preprocessing
@@ -31,9 +34,9 @@ from bittrain.recipe import Recipe
 from bittrain.record import Recorder, environment
 from bittrain.seeds import derive, generator
 
-ModelBuilder = Callable[[Recipe, tuple[int, int, int], int], nn.Module]
-
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+__all__ = ["Prepared", "build_model", "fit", "prepare", "restore"]
+
 _MAY_CHANGE = {"name", "device", "threads", "checkpoint_steps", "tensorboard"}  # between a run and its continuation
 
 
@@ -82,22 +85,6 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(data, train, source, watched, data.preprocessing(recipe.normalization), augment)
 
 
-def build_model(recipe: Recipe, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Builds a recipe's model with fresh weights, a function of the seed.
-
-    Args:
-        recipe: Names model, options and quantization.
-        shape: Channels, height and width of the input.
-        classes: The number of outputs.
-    """
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.model_options.items()}
-    inputs = shape[0] * shape[1] * shape[2] if recipe.model == "mlp" else shape[0]
-    options = {"in_channels": inputs, "out_channels": classes} | options
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(recipe.seed, "weights"))
-        return AutoBitModel.from_name(recipe.model, quant=recipe.quant, overrides=recipe.quant_overrides, **options)
-
-
 def fit(
     recipe: Recipe,
     run_dir: Path | str,
@@ -137,6 +124,7 @@ def fit(
     if recipe.device == "gpu" and not torch.cuda.is_available():
         raise BitLabError("device gpu: torch sees no GPU here; use device cpu or auto")
     with _surroundings(recipe):
+        methods = make_callbacks(recipe.methods)
         prepared = prepare(recipe)
         data = prepared.data
         extra = {
@@ -156,42 +144,38 @@ def fit(
             recipe.augment_probability,
             recipe.augment_copies,
         )
-        module = Classifier(model, recipe, len(data.classes), len(loader), extra)
+        distiller = _distiller(recipe, prepared, model)
+        module = Classifier(model, recipe, len(data.classes), len(loader), extra, distiller)
         recipe.dump(run_dir / "recipe.yaml")
         write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        trainer = _trainer(recipe, run_dir, progress, callbacks, checkpoint)
+        trainer = _trainer(recipe, run_dir, progress, [*methods, *callbacks], checkpoint)
         batches = trainer.fit_loop.epoch_loop.batch_progress
         loader.position = lambda: (trainer.current_epoch, batches.current.ready)
         watched = TestLoader(prepared.watched, prepared.preprocessing)
         trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
+        if trains_fused(model):
+            fuse_batchnorm(model)
         save_model(model.cpu(), run_dir / "model.safetensors", extra)
     return run_dir
 
 
-def restore(path: Path | str, build: ModelBuilder = build_model) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the model of a training checkpoint, in eval mode, and what describes it.
-
-    Args:
-        path: A ``.ckpt`` file.
-        build: Makes the model that the weights go into.
-
-    Returns:
-        The model and a dict of ``preprocessing``, ``dataset``, ``classes`` and ``recipe``, as in ``model.safetensors``.
-
-    Raises:
-        BitLabError: As `load_checkpoint`, or the weights do not fit the model.
-    """
-    checkpoint = load_checkpoint(path)
-    extra = checkpoint["bitlab"]
-    try:
-        shape = Preprocessing.from_dict(extra["preprocessing"]).shape
-        model = build(Recipe.from_dict(extra["recipe"]), shape, len(extra["classes"]))
-        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise BitLabError(f"{path} does not fit its own description ({reason}); train again") from None
-    return model.eval(), extra
+def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distiller | None:
+    """The recipe's teacher, ready to teach the model; ``None`` without one."""
+    if recipe.teacher is None:
+        return None
+    teacher = load_teacher(recipe.teacher, prepared.data.classes, prepared.preprocessing)
+    distiller = Distiller(
+        teacher,
+        temperature=recipe.kd_temperature,
+        alpha=recipe.kd_alpha,
+        hint_weight=recipe.hint_weight,
+        attention_weight=recipe.attention_weight,
+        layers=recipe.hint_layers,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(recipe.seed, "projections"))
+        distiller.prepare(model, prepared.preprocessing(prepared.train.images[:2]))
+    return distiller
 
 
 def _checkpoint(recipe: Recipe, run_dir: Path, resume: bool | Path | str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -29,14 +30,27 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return kind(groups, lr=recipe.lr, fused=True)
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits the trainable parameters into one group with weight decay and one without."""
     learned = {p for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim > 1 and p not in learned]
     rest = [p for p in parameters if p.ndim <= 1 or p in learned]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}] if decayed else []
-    return groups + ([{"params": rest, "weight_decay": 0.0}] if rest else [])
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def regroup(optimizer: Optimizer, model: nn.Module, weight_decay: float) -> None:
+    """Gives an optimizer the parameters that a model has now (a layer was requantized), in the order of a new one.
+
+    What it remembers of parameters that stay is kept, so that a resumed run has the same optimizer.
+    """
+    groups = decay_groups(model, weight_decay)
+    for group, new in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = new["params"]
+    there = {p for group in optimizer.param_groups for p in group["params"]}
+    for parameter in list(optimizer.state):
+        if parameter not in there:
+            del optimizer.state[parameter]
 
 
 def learning_rate(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:

@@ -15,6 +15,7 @@ import yaml
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.files import write_atomically
+from bittrain.losses import LOSSES
 from bittrain.preprocessing import NORMALIZATIONS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -105,8 +106,23 @@ class Recipe:
     lr_final: float = option(0.0, "Last learning rate as a share of lr (cosine, one-cycle).", "Training", low=0, high=1)
     lr_step_epochs: int = option(10, "Epochs between the steps of the schedule step.", "Training", low=1)
     lr_gamma: float = option(0.1, "Factor of each step of the schedule step.", "Training", low=0, high=1)
+    loss: str = option("cross_entropy", "Loss.", "Training", LOSSES)
     label_smoothing: float = option(0.0, "Label smoothing.", "Training", low=0, high=0.99)
     gradient_clip: float = option(0.0, "Largest gradient norm; 0 for no limit.", "Training", low=0)
+
+    methods: tuple[str, ...] = option(
+        (), "Training method with its options, as 'profit bits=8,5,4'; repeatable.", "Methods"
+    )
+    teacher: str | None = option(
+        None, "Teacher to distill from: a run's folder, a .ckpt or a .safetensors file.", "Distillation"
+    )
+    kd_temperature: float = option(4.0, "Temperature of the logits.", "Distillation", low=0.1)
+    kd_alpha: float = option(0.5, "Share of the teacher's logits in the loss.", "Distillation", low=0, high=1)
+    hint_weight: float = option(0.0, "Weight of the distance of features.", "Distillation", low=0)
+    attention_weight: float = option(0.0, "Weight of the distance of attention maps.", "Distillation", low=0)
+    hint_layers: tuple[str, ...] = option(
+        (), "Layers whose outputs are compared, NAME or NAME:TEACHER_NAME; repeatable.", "Distillation"
+    )
 
     seed: int = option(0, "Seed of everything random.", "Run", low=0)
     device: str = option("auto", "Where to train; auto takes a GPU when there is one.", "Run", ("auto", "cpu", "gpu"))

@@ -79,7 +79,7 @@ class Recorder(Checkpoint):
         writer.writerows(self.rows)
         write_atomically(self.run_dir / "metrics.csv", text.getvalue())
         score = [metrics["val_accuracy"], -metrics["val_loss"]]
-        if score > self.best:
+        if score > self.best and not pl_module.provisional:
             self.best = score
             self._save(trainer, "best")
         self._save(trainer, "last")

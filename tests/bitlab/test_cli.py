@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from bitcore.errors import BitLabError
 from bitlab import cli, quickstart
 from bitlab.pipeline import export, make_graph, open_checkpoint, verify
@@ -27,10 +28,11 @@ def run(monkeypatch, capsys):
     def command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bitlab", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
+        code: object = 0
+        try:
             cli.main()
-            sys.exit(0)
-        code = stop.value.code
+        except SystemExit as stop:
+            code = stop.code
         captured = capsys.readouterr()
         return (code if isinstance(code, int) else int(code is not None)), captured.out, captured.err
 

@@ -79,7 +79,7 @@ class NumberFormat:
     def nearest(self, x: Tensor) -> Tensor:
         """Rounds float ``x``, in units of the scale, to levels (any shape; the dtype stays). NaN stays NaN."""
         if self.step == 1:
-            return round_half_even(x).clamp(self.low, self.high)
+            return round_half_even(x).clamp_(self.low, self.high)
         if self.step == 2 and self.low % 2:
             # The inner floor keeps the sign of values so tiny that half of them is zero.
             return (torch.floor(torch.floor(x) / 2) * 2 + 1).clamp(self.low, self.high)

@@ -1,8 +1,7 @@
 """Gradient estimators: how the gradient passes the rounding, which has none of its own.
 
-An estimator maps values in units of the scale to levels. Its forward value is always ``format.nearest``; it only
-chooses the backward pass. With ``y = estimator(x / s) * s`` autograd adds the gradient of a learned scale:
-``dy/ds = level − x/s`` inside the range and ``level`` outside, which is LSQ's (arXiv:1902.08153, eq. 3).
+The value of a fake-quantized tensor is always ``levels * scale``. An estimator gives the derivative that takes the
+place of the rounding's: for values in units of the step a factor for each incoming gradient (``None`` means 1).
 """
 
 from __future__ import annotations
@@ -15,42 +14,69 @@ from torch import Tensor
 
 from bitcore.formats import NumberFormat
 
-Estimator = Callable[[Tensor, NumberFormat], Tensor]
+Estimator = Callable[[Tensor, NumberFormat, float], Tensor | None]
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:
-        return fmt.nearest(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
-class _ClippedStraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fmt: NumberFormat) -> Tensor:
-        ctx.save_for_backward((x >= fmt.low) & (x <= fmt.high))
-        return fmt.nearest(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None
-
-
-def ste(x: Tensor, fmt: NumberFormat) -> Tensor:
+def ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor | None:
     """Straight-through (Bengio et al., arXiv:1308.3432): the gradient passes unchanged."""
-    return _StraightThrough.apply(x, fmt)
+    return None
 
 
-def clipped_ste(x: Tensor, fmt: NumberFormat) -> Tensor:
+def clipped_ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
     """Clipped straight-through (BNN, arXiv:1602.02830): passes where ``low <= x <= high``, zero beyond."""
-    return _ClippedStraightThrough.apply(x, fmt)
+    return (x >= fmt.low) & (x <= fmt.high)
 
 
-ESTIMATORS: dict[str, Estimator] = {f.__name__: f for f in (ste, clipped_ste)}
+def half_open_ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
+    """PACT's (arXiv:1805.06085, eq. 2 and 3): passes where ``low <= x < high``; from ``high`` on it is the clip's."""
+    return (x >= fmt.low) & (x < fmt.high)
+
+
+def approx_sign(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
+    """Bi-Real Net's piecewise quadratic sign (arXiv:1808.00278, eq. 7): ``max(0, 2 − 2|x|)``. For binary."""
+    return (2 - 2 * x.abs()).clamp_min(0)
+
+
+def ede(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
+    """IR-Net's error decay estimator (arXiv:1909.10788, eq. 9): ``k t (1 − tanh²(t x))``, ``k = max(1/t, 1)``.
+
+    For binary. ``t`` is the quantizer's ``temperature``; a callback raises it from 0.1 to 10 (`ede_temperature`).
+    """
+    return max(1 / temperature, 1) * temperature * (1 - torch.tanh(temperature * x) ** 2)
+
+
+ESTIMATORS: dict[str, Estimator] = {f.__name__: f for f in (ste, clipped_ste, half_open_ste, approx_sign, ede)}
+
+
+def ede_temperature(progress: float, low: float = 0.1, high: float = 10.0) -> float:
+    """Returns IR-Net's temperature ``low * (high / low)**progress`` (eq. 10) for a share of the training, 0 to 1."""
+    return low * (high / low) ** progress
+
+
+class Surrogate(torch.autograd.Function):
+    """A value whose derivatives with respect to ``x`` and ``scale`` are given.
+
+    Differentiable in ``x`` and in ``scale`` (broadcastable to ``x``); gradients are ``grad * dx`` (``dx`` may be a
+    mask) and ``grad * dscale``, the latter summed to the scale's shape. ``dx=None`` means 1, ``dscale=None`` none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, value: Tensor, dx: Tensor | None, dscale: Tensor | None) -> Tensor:
+        """Returns ``value``."""
+        ctx.shape = scale.shape
+        ctx.save_for_backward(dx, dscale)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Multiplies the gradient by the derivatives."""
+        dx, dscale = ctx.saved_tensors
+        to_scale = None if dscale is None else (grad * dscale).sum_to_size(ctx.shape)
+        if dx is None or not ctx.needs_input_grad[0]:
+            return grad, to_scale, None, None, None
+        # A mask is chosen by, not multiplied with: the product would first convert it.
+        to_x = torch.where(dx, grad, 0.0) if dx.dtype == torch.bool else grad * dx
+        return to_x, to_scale, None, None, None
 
 
 class GradientScale(torch.autograd.Function):

@@ -1,50 +1,101 @@
-"""Quantizer = format + scale source + power-of-two rounding + gradient estimator."""
+"""Quantizer = transform + scale source + power-of-two rounding + format + gradient estimator."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import Estimator, PowerOfTwo, nearest_power_of_two, ste
+from bitcore.quantizers.estimators import Estimator, PowerOfTwo, Surrogate, nearest_power_of_two, ste
+from bitcore.quantizers.granularity import spread
 from bitcore.quantizers.ranges import ScaleSource
 from bitcore.quantizers.tensors import QTensor
+from bitcore.quantizers.transforms import Transform, none
 
 
 class Quantizer(nn.Module):
-    """Quantizes a tensor: ``levels = format.nearest(x / scale)``, value ``levels * scale``.
+    """Quantizes a tensor: ``levels = format.nearest(x / step)``, value ``levels * scale``.
 
-    The value of `forward` is always ``quantize(x).dequantize()``; only its gradient is the estimator's.
+    The step is the scale but for methods with thresholds of their own (TWN, TTQ, Libra). The value of `forward` is
+    always ``quantize(x).dequantize()``; only its gradient is the estimator's. Stochastic rounding alone differs, in
+    training mode: there `forward` draws the levels and `quantize` takes the nearest.
 
     Args:
         fmt: The number format.
         source: Where the scale comes from.
         pow2: Round the scale to the nearest power of two (in the exponent).
         estimator: The backward pass of the rounding.
+        transform: What happens to ``x`` first.
+        stochastic: In training, round up or down at random, so that the expected level is ``x / step`` (BNN,
+            arXiv:1602.02830, eq. 2: +1 with probability ``clip((x + 1) / 2, 0, 1)``).
+
+    Attributes:
+        temperature: Of estimators that have one; callbacks set it.
     """
 
-    def __init__(self, fmt: NumberFormat, source: ScaleSource, pow2: bool = False, estimator: Estimator = ste) -> None:
+    def __init__(
+        self,
+        fmt: NumberFormat,
+        source: ScaleSource,
+        pow2: bool = False,
+        estimator: Estimator = ste,
+        transform: Transform = none,
+        stochastic: bool = False,
+    ) -> None:
         super().__init__()
-        self.format, self.source, self.pow2, self.estimator = fmt, source, pow2, estimator
+        self.format, self.source, self.pow2 = fmt, source, pow2
+        self.estimator, self.transform, self.stochastic = estimator, transform, stochastic
+        self.temperature = 1.0
 
     def scale(self, x: Tensor) -> Tensor:
-        """Returns the scale for ``x``: positive, broadcastable to it; at least float32."""
+        """Returns the compact scale for ``x`` (see `Granularity`): positive; at least float32."""
+        return self._scale(self.transform(x))
+
+    def quantize(self, x: Tensor) -> QTensor:
+        """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
+        x = self.transform(x.detach())
+        scale = self._scale(x).detach()
+        return QTensor(self.format.nearest(self._units(x, scale)), scale, self.format, self.source.group)
+
+    def fake(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the fake-quantized ``x`` and the compact scale it was quantized by."""
+        x = self.transform(x)
+        scale = self._scale(x)
+        with torch.no_grad():
+            units = self._units(x, scale)
+            levels = self.format.nearest(units + self._noise(units) if self.stochastic and self.training else units)
+        spread_scale = spread(scale, levels, self.source.group)
+        value = levels * spread_scale.detach()
+        if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
+            return value, scale
+        with torch.no_grad():
+            slope = self.estimator(units, self.format, self.temperature)
+            dscale = self.source.derivative(levels, units, slope) if scale.requires_grad else None
+            gain = self.source.gain(levels, spread_scale)
+            dx = slope if gain is None else gain if slope is None else slope * gain
+        return Surrogate.apply(x, spread_scale, value, dx, dscale), scale  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the fake-quantized ``x``."""
+        return self.fake(x)[0]
+
+    def _scale(self, x: Tensor) -> Tensor:
         x = x.float() if x.dtype.itemsize < 4 else x
         scale = self.source(x, self.format)
         if not self.pow2:
             return scale
         return PowerOfTwo.apply(scale) if scale.requires_grad else nearest_power_of_two(scale)  # type: ignore[return-value]
 
-    def quantize(self, x: Tensor) -> QTensor:
-        """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
-        x = x.detach()
-        scale = self.scale(x).detach()
-        return QTensor(self.format.nearest(x / scale), scale, self.format)
+    def _units(self, x: Tensor, scale: Tensor) -> Tensor:
+        step = self.source.divisor(x, scale, self.format)
+        return x / (spread(step, x, self.source.group) if self.source.group else step)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Returns the fake-quantized ``x``, by a scale that `scale` gave for it before or by a new one."""
-        scale = self.scale(x) if scale is None else scale
-        return self.estimator(x / scale, self.format) * scale
+    def _noise(self, units: Tensor) -> Tensor:
+        return (torch.rand_like(units) - 0.5) * self.format.step
 
     def extra_repr(self) -> str:
         """Names format, scale and estimator."""
-        return f"{self.format.name}{', power-of-two scale' if self.pow2 else ''}, {self.estimator.__name__}"
+        extras = [f", of {self.transform.__name__}"] if self.transform is not none else []
+        extras += [", power-of-two scale"] if self.pow2 else []
+        extras += [", stochastic"] if self.stochastic else []
+        return f"{self.format.name}{''.join(extras)}, {self.estimator.__name__}"

@@ -1,8 +1,7 @@
-"""Where a quantizer's scale comes from: the values themselves, tracked statistics, or a learned parameter."""
+"""Where a quantizer's scale comes from: the values themselves, tracked statistics, or a constant."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -10,22 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import GradientScale
-from bitcore.quantizers.scalers import Scaler
+from bitcore.quantizers.granularity import Granularity
+from bitcore.quantizers.scalers import STEPS, Scaler, mse, percentile
+
+_SAMPLE = 2**16  # values of a batch that tracked percentiles and errors look at
 
 
 class ScaleSource(nn.Module, ABC):
-    """Gives the scale of a tensor: positive, broadcastable to it.
+    """Gives the scale of a tensor: positive and compact (see `Granularity`).
 
     Attributes:
         static: Whether the scale in eval mode is a constant of the model.
+        group: As in `Granularity`.
     """
 
     static = True
+    group = 0
 
     @abstractmethod
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the scale for ``x``."""
+
+    def divisor(self, x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns, in the scale's shape, what values are divided by before they are rounded: mostly the scale."""
+        return scale
+
+    def gain(self, levels: Tensor, scale: Tensor) -> Tensor | None:
+        """Returns the factor, beside the estimator's, of the gradient to the values; ``None`` for 1."""
+        return None
+
+    def reformat(self, old: NumberFormat, new: NumberFormat) -> None:
+        """Keeps the range when the format changes; nothing to do where a range, and not a step, is remembered."""
+        return
+
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:
+        """Returns the derivative of the value by the scale, for learned scales; see `Learned`.
+
+        Args:
+            levels: The levels.
+            units: The values in units of the step.
+            slope: The estimator's factor.
+        """
+        return levels - (units if slope is None else units * slope)
 
 
 class FromValues(ScaleSource):
@@ -34,23 +59,65 @@ class FromValues(ScaleSource):
     Args:
         scaler: Values ``[groups, n]`` to scales ``[groups, 1]``.
         trailing: How many trailing dimensions share a scale; ``None`` for all of them (per tensor).
+        group: Values of a row that share a scale; 0 for no groups.
     """
 
     static = False
+    held_scale: Tensor | None
+    held_divisor: Tensor | None
 
-    def __init__(self, scaler: Scaler, trailing: int | None) -> None:
+    def __init__(self, scaler: Scaler, trailing: int | None, group: int = 0) -> None:
         super().__init__()
-        self.scaler, self.trailing = scaler, trailing
+        self.scaler, self.trailing, self.group = scaler, trailing, group
+        self.granularity = Granularity(trailing, group)
+        self.register_buffer("held_scale", None)
+        self.register_buffer("held_divisor", None)
+
+    def hold(self, x: Tensor, fmt: NumberFormat) -> None:
+        """Makes the scale that ``x`` has now the scale of all values to come."""
+        scale = self(x, fmt)
+        self.held_scale, self.held_divisor = scale, self.divisor(x, scale, fmt).clone()
+
+    @property
+    def held(self) -> bool:
+        """Whether the scale is a constant (see `hold`)."""
+        return self.held_scale is not None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("held_scale", "held_divisor"):
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else torch.empty_like(saved))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.no_grad()
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
-        """Returns scales of shape ``x.shape[:-trailing] + (1,) * trailing``, or ``[]`` per tensor."""
+        """Returns compact scales; 1 where there is no finite positive one."""
+        return self._each(self.scaler, x, fmt) if self.held_scale is None else self.held_scale
+
+    @torch.no_grad()
+    def divisor(self, x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        if self.held_divisor is not None:
+            return self.held_divisor
+        if self.scaler not in STEPS:
+            return scale
+        return self._each(STEPS[self.scaler].step, x, fmt)
+
+    def gain(self, levels: Tensor, scale: Tensor) -> Tensor | None:  # noqa: D102
+        return scale if self.scaler in STEPS and STEPS[self.scaler].chained else None
+
+    def _each(self, scaler: Scaler, x: Tensor, fmt: NumberFormat) -> Tensor:
         if x.numel() == 0:
-            return x.new_ones(())
-        kept = [] if self.trailing is None else list(x.shape[: x.ndim - self.trailing])
-        scale = self.scaler(x.detach().reshape(math.prod(kept), -1), fmt)
-        scale = torch.where((scale > 1e-30) & torch.isfinite(scale), scale, torch.ones_like(scale))
-        return scale.reshape(kept + [1] * (self.trailing or 0))
+            return x.new_ones(self.granularity.shape(x.shape) if self.group else ())
+        scale = self.granularity.each(lambda rows: scaler(rows, fmt), x.detach())
+        return torch.where((scale > 1e-30) & torch.isfinite(scale), scale, torch.ones_like(scale))
+
+
+class Unit(ScaleSource):
+    """The constant range ±1: scale ``1 / high``. Sign activations (binary), DoReFa's clip to 0 … 1."""
+
+    def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns ``1 / high`` (shape ``[]``)."""
+        return x.new_full((), 1 / fmt.high)
 
 
 class Tracked(ScaleSource):
@@ -71,47 +138,41 @@ class Tracked(ScaleSource):
         self.register_buffer("range", torch.ones(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
+    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the range of one batch (shape ``[]``)."""
+        low, high = torch.aminmax(x)
+        return torch.maximum(-low, high)
+
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the scale ``range / high`` (shape ``[]``), after updating the range in training mode."""
         if self.training and x.numel():
             with torch.no_grad():
-                largest = x.detach().abs().amax().to(self.range.dtype).clamp_min(1e-12)
+                largest = self.observe(x.detach(), fmt).to(self.range.dtype).clamp_min(1e-12)
                 weight = torch.where(self.batches == 0, 1.0, self.momentum)
                 self.range.lerp_(largest, weight)
                 self.batches.add_(1)
         return self.range / fmt.high
 
 
-class Learned(ScaleSource):
-    """A learned step (LSQ, arXiv:1902.08153).
+class TrackedPercentile(Tracked):
+    """As `Tracked`, of the 99.9th percentile of |x|, which outliers do not move (McKinstry et al., arXiv:1809.04191).
 
-    Initialized from the first training batch to ``2 * mean|x| / sqrt(high)``; its gradient is scaled by
-    ``1 / sqrt(n * high)`` where n is the number of values of a sample.
+    Of batches beyond 65536 values an evenly spaced sample is looked at.
     """
 
-    batches: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step = nn.Parameter(torch.ones(()))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._ready = False
-
-    def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
-        """Returns the step (shape ``[]``)."""
-        if self.training and not self._ready and x.numel():
-            with torch.no_grad():
-                first = 2 * x.detach().abs().mean() / math.sqrt(fmt.high)
-                self.step.copy_(torch.where(self.batches == 0, first.clamp_min(1e-8), self.step))
-                self.batches.add_(1)
-            self._ready = True
-        per_sample = max(1, x[0].numel() if x.ndim and x.shape[0] else 1)
-        step: Tensor = GradientScale.apply(self.step, 1 / math.sqrt(per_sample * fmt.high))  # type: ignore[assignment]
-        return step.abs().clamp_min(1e-12)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._ready = bool(self.batches)
+    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        return percentile(_sample(x), fmt).reshape(()) * fmt.high
 
 
-STATIC_RANGES: dict[str, type[ScaleSource]] = {"tracked": Tracked, "learned": Learned}
+class TrackedMse(Tracked):
+    """As `Tracked`, of the range with the least squared quantization error (see the scaler `mse`).
+
+    Of batches beyond 65536 values an evenly spaced sample is looked at.
+    """
+
+    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        return mse(_sample(x), fmt).reshape(()) * fmt.high
+
+
+def _sample(x: Tensor) -> Tensor:
+    return x.reshape(1, -1)[:, :: -(-x.numel() // _SAMPLE)]

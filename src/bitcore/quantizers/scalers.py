@@ -10,14 +10,32 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat
 
 Scaler = Callable[[Tensor, NumberFormat], Tensor]
 QUANTSCALE = 0.25
+PERCENTILE = 0.999
+TWN_THRESHOLD = 0.7
+TTQ_THRESHOLD = 0.05
+# c1, c2 as the paper's authors publish them: for 2^b levels without zero (2bitsym, 4bitsym, 5bitsym; 3 bits are only
+# known so) and for 2^b − 1 levels with zero (ternary, int4, int7, int8).
+SAWB_COEFFICIENTS = {
+    "ternary": (2.6, 1.71),
+    "int2": (2.6, 1.71),
+    "2bitsym": (3.12, 2.064),
+    "int3": (7.509, 6.892),
+    "int4": (12.035, 12.03),
+    "4bitsym": (12.68, 12.80),
+    "5bitsym": (17.74, 18.64),
+    "int7": (28.24, 30.81),
+    "int8": (31.76, 35.04),
+}
 _OCTAV_ITERATIONS = 12
 
 
@@ -63,7 +81,7 @@ def octav(x: Tensor, fmt: NumberFormat) -> Tensor:
     clip = absolute.mean(-1, keepdim=True) * 3
     for _ in range(_OCTAV_ITERATIONS):
         beyond = absolute > clip
-        outside = beyond.sum(-1, keepdim=True)
+        outside = beyond.sum(-1, keepdim=True).to(x.dtype)
         inside = x.shape[-1] - outside
         clip = (absolute * beyond).sum(-1, keepdim=True) / (noise * inside + outside).clamp_min(1e-30)
         clip = torch.where(clip > 0, clip, absolute.amax(-1, keepdim=True))
@@ -75,7 +93,95 @@ def quantscale(x: Tensor, fmt: NumberFormat) -> Tensor:
     return x.abs().mean(-1, keepdim=True) / (QUANTSCALE * fmt.high)
 
 
-SCALERS: dict[str, Scaler] = {f.__name__: f for f in (absmean, absmedian, absmax, absmax_pow2, octav, quantscale)}
+def percentile(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """Scale ``q / high``, q the smallest value that at least 99.9 % of |x| do not exceed: the outliers are clipped."""
+    rank = max(1, math.ceil(PERCENTILE * x.shape[-1]))
+    return x.abs().kthvalue(rank, -1, keepdim=True).values / fmt.high
+
+
+def mse(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """The scale of least squared quantization error, among 80 from ``max|x| / high`` down to a 20th of it."""
+    largest = absmax(x, fmt)
+    best, error = largest, torch.full_like(largest, math.inf)
+    shares = torch.linspace(1, 0.05, 80, dtype=x.dtype, device=x.device)[:, None, None]
+    for some in shares.split(max(1, 2**20 // max(1, x.numel()))):  # many candidates at once while they fit the cache
+        scales = largest * some
+        errors, index = (fmt.nearest(x / scales) * scales - x).square_().mean(-1, keepdim=True).min(0)
+        better = errors < error
+        best, error = torch.where(better, scales.gather(0, index[None])[0], best), torch.where(better, errors, error)
+    return best
+
+
+def sawb(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """Statistics-aware weight binning (arXiv:1807.06964): clip ``c1 * sqrt(E[w²]) − c2 * E|w|``, scale ``clip / high``.
+
+    The coefficients are regressions of the MSE-optimal clip over common distributions, one pair a format
+    (`SAWB_COEFFICIENTS`). They do not know weights of nearly equal magnitude, of which the formula may even be
+    negative: the clip is never below mean|w|.
+
+    Raises:
+        BitLabError: If the format has no coefficients.
+    """
+    if fmt.name not in SAWB_COEFFICIENTS:
+        raise BitLabError(f"sawb has no coefficients for {fmt.name}; there are: {', '.join(SAWB_COEFFICIENTS)}")
+    c1, c2 = SAWB_COEFFICIENTS[fmt.name]
+    mean = x.abs().mean(-1, keepdim=True)
+    clip = c1 * x.square().mean(-1, keepdim=True).sqrt() - c2 * mean
+    return torch.maximum(clip, mean) / fmt.high
+
+
+def twn(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """Ternary weight networks (arXiv:1605.04711, eq. 6): the mean of the |w| beyond ``0.7 * mean|w|``.
+
+    The others become 0 (a weight on the threshold too). The gradient passes to the latent weight unchanged.
+    """
+    return twn_survivors(x, TWN_THRESHOLD * x.abs().mean(-1, keepdim=True))
+
+
+def twn_survivors(x: Tensor, threshold: Tensor) -> Tensor:
+    """Returns the mean of |x| beyond a threshold; where nothing is beyond it, 0."""
+    absolute = x.abs()
+    beyond = absolute > threshold
+    return (absolute * beyond).sum(-1, keepdim=True) / beyond.sum(-1, keepdim=True).clamp_min(1).to(x.dtype)
+
+
+def unit(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """The constant ``1 / high``: the range is ±1. BNN's sign (arXiv:1602.02830) for binary."""
+    return x.new_full((x.shape[0], 1), 1 / fmt.high)
+
+
+def libra(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """IR-Net's binary scale (arXiv:1909.10788, eq. 6 and 7): ``mean|w|``, to be rounded to a power of two.
+
+    The estimator sees the (standardized) weights themselves, not in units of the scale, and the gradient is multiplied
+    by the scale: the derivative of ``scale * F(w)``.
+    """
+    return x.abs().mean(-1, keepdim=True)
+
+
+SCALERS: dict[str, Scaler] = {
+    f.__name__: f
+    for f in (absmean, absmedian, absmax, absmax_pow2, octav, quantscale, percentile, mse, sawb, twn, unit, libra)
+}
+
+
+class Step(NamedTuple):
+    """How a scaler's method rounds, where values are not divided by the scale.
+
+    Attributes:
+        step: What values are divided by instead, as a scaler.
+        chained: Whether the gradient to the values is multiplied by the scale.
+    """
+
+    step: Scaler
+    chained: bool
+
+
+def _twn_step(x: Tensor, fmt: NumberFormat) -> Tensor:
+    return 2 * TWN_THRESHOLD * x.abs().mean(-1, keepdim=True)  # the nearest level changes at half a step
+
+
+STEPS: dict[Scaler, Step] = {twn: Step(_twn_step, False), libra: Step(unit, True)}
 
 # A normal distribution has mean |x| = sqrt(2/pi) and median |x| = 0.67449 standard deviations.
 _MEAN_OVER_MEDIAN = math.sqrt(2 / math.pi) / 0.6744897501960817

@@ -8,25 +8,34 @@ import torch
 from torch import Tensor
 
 from bitcore.formats import NumberFormat
+from bitcore.quantizers.granularity import spread
 
 
 @dataclass(frozen=True)
 class QTensor:
-    """A quantized tensor: ``value = levels * scale``.
+    """A quantized tensor: ``value = levels * scale``, the scale spread to the levels' shape.
 
     Attributes:
         levels: Integer levels in a floating-point dtype (so that integer sums run on the fast float paths).
-        scale: Positive, broadcastable to ``levels``.
+        scale: Positive and compact: broadcastable to ``levels``, or one a group of a row, or (with one dimension more
+            than the levels) two, for levels above and below 0.
         format: The number format whose levels these are.
+        group: Values of a row that share a scale; 0 for no groups.
     """
 
     levels: Tensor
     scale: Tensor
     format: NumberFormat
+    group: int = 0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the levels of a row share one scale, so that it can be applied behind sums of levels."""
+        return not self.group and self.scale.ndim <= self.levels.ndim
 
     def dequantize(self) -> Tensor:
         """Returns ``levels * scale``."""
-        return self.levels * self.scale
+        return self.levels * spread(self.scale, self.levels, self.group)
 
     def codes(self) -> Tensor:
         """Returns the uint8 codes (indices into the format's levels)."""
@@ -43,7 +52,8 @@ class QTensor:
             ValueError: If a value is no level, as after quantizing NaN.
         """
         rows = self.codes().flatten(1)
-        return PackedTensor(self.format.packing.pack(rows), self.scale, tuple(self.levels.shape), self.format)
+        shape = tuple(self.levels.shape)
+        return PackedTensor(self.format.packing.pack(rows), self.scale, shape, self.format, self.group)
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,19 @@ class PackedTensor:
         scale: As in `QTensor`.
         shape: The shape of the unpacked tensor.
         format: The number format.
+        group: As in `QTensor`.
     """
 
     data: Tensor
     scale: Tensor
     shape: tuple[int, ...]
     format: NumberFormat
+    group: int = 0
+
+    @property
+    def uniform(self) -> bool:
+        """As in `QTensor`."""
+        return not self.group and self.scale.ndim <= len(self.shape)
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> QTensor:
         """Returns the levels as a `QTensor` of floating-point ``dtype``.
@@ -72,4 +89,4 @@ class PackedTensor:
         for size in self.shape[1:]:
             n *= size
         levels = self.format.decode(self.format.packing.unpack(self.data, n))
-        return QTensor(levels.to(dtype).reshape(self.shape), self.scale, self.format)
+        return QTensor(levels.to(dtype).reshape(self.shape), self.scale, self.format, self.group)

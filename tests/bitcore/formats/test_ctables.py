@@ -22,7 +22,7 @@ def test_the_header_numbers_the_formats_in_registry_order():
 def test_the_header_gives_the_levels_of_every_format():
     """Each format stands in a table of levels or is `low + step * code`; ternary is the one with code of its own."""
     header = format_header()
-    found = {"ternary": (-1, 0, 1)}
+    found: dict[str, tuple[int, ...]] = {"ternary": (-1, 0, 1)}
     for name, bits, low, step in re.findall(r"X\((\w+), (\d+), (-?\d+), (\d+)\)", header):
         count = len(FORMATS[name].levels)
         assert is_bit_stream(FORMATS[name]) and count <= 2 ** int(bits)

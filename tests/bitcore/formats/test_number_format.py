@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from fractions import Fraction
@@ -22,9 +23,9 @@ def table() -> dict[str, tuple[list[int], float]]:
     """The formats as they are specified: name -> (sorted levels, bits)."""
     formats: dict[str, tuple[list[int], float]] = {"binary": ([-1, 1], 1), "ternary": ([-1, 0, 1], 1.6)}
     formats |= {f"{b}bitsym": ([n for n in range(-(2**b), 2**b) if n % 2], b) for b in (2, 4, 5)}
-    formats |= {f"int{b}": ([n for n in range(-(2 ** (b - 1)) + 1, 2 ** (b - 1))], b) for b in range(2, 9)}
-    formats |= {f"{b}bit": ([n for n in range(-(2 ** (b - 1)), 2 ** (b - 1))], b) for b in (4, 8)}
-    formats |= {f"uint{b}": ([n for n in range(2**b)], b) for b in range(1, 9)}
+    formats |= {f"int{b}": (list(range(-(2 ** (b - 1)) + 1, 2 ** (b - 1))), b) for b in range(2, 9)}
+    formats |= {f"{b}bit": (list(range(-(2 ** (b - 1)), 2 ** (b - 1))), b) for b in (4, 8)}
+    formats |= {f"uint{b}": (list(range(2**b)), b) for b in range(1, 9)}
     formats["fp130"] = (sorted([2**e for e in range(8)] + [-(2**e) for e in range(8)]), 4)
     formats["nf4"] = (normal_float_levels(), 4)
     return formats
@@ -61,7 +62,7 @@ def reference(x: float, levels: list[int]) -> int:
 
 def critical_values(levels: list[int], dtype: torch.dtype) -> torch.Tensor:
     """Every level, every midpoint, their neighbours in this dtype, and values far outside."""
-    middles = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
     outer = [levels[0] - 0.5, levels[0] - 1, levels[0] - 9000, levels[-1] + 0.5, levels[-1] + 1, levels[-1] + 9000]
     x = torch.tensor([*levels, *middles, *outer, 0.0], dtype=torch.float64).to(dtype)
     limit = torch.tensor(math.inf, dtype=dtype)
@@ -85,7 +86,7 @@ def test_codes_number_the_levels_upwards_except_sign_and_exponent(fmt: NumberFor
 @every_format
 def test_properties_follow_from_the_levels(fmt: NumberFormat):
     ordered = sorted(fmt.levels)
-    gaps = {b - a for a, b in zip(ordered, ordered[1:], strict=False)}
+    gaps = {b - a for a, b in itertools.pairwise(ordered)}
     assert (fmt.low, fmt.high) == (ordered[0], ordered[-1])
     assert fmt.step == (gaps.pop() if len(gaps) == 1 else 0)
     assert fmt.affine == all(level == fmt.low + fmt.step * code for code, level in enumerate(fmt.levels))

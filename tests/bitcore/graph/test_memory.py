@@ -1,13 +1,15 @@
 """The memory plan: fused steps, buffers that never meet, a small arena."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import random_chain, random_linear
 
 from bitcore.graph import Flatten, Graph, InputSpec, MaxPool2d, Node, NormShift, Op, Requantize, plan_memory
 from bitcore.graph.memory import MemoryPlan
+from networks import random_chain, random_linear
 
 
 def sequence(shape: tuple[int, ...], *ops: Op) -> Graph:
@@ -48,13 +50,15 @@ def check_plan(graph: Graph, plan: MemoryPlan) -> None:
         assert b.offset + b.bytes <= plan.arena
     for i in range(len(plan.steps)):
         alive = sorted((b for b in plan.buffers if b.first <= i <= b.last), key=lambda b: b.offset)
-        for left, right in zip(alive, alive[1:], strict=False):
+        for left, right in itertools.pairwise(alive):
             assert left.offset + left.bytes <= right.offset, f"{left} and {right} meet in step {i}"
 
 
 def needed(plan: MemoryPlan) -> int:
     """No plan can do with less: what is alive in one step."""
-    return max((sum(b.bytes for b in plan.buffers if b.first <= i <= b.last) for i in range(len(plan.steps))), default=0)
+    return max(
+        (sum(b.bytes for b in plan.buffers if b.first <= i <= b.last) for i in range(len(plan.steps))), default=0
+    )
 
 
 @given(st.integers(0, 2**32), st.lists(st.integers(1, 60), min_size=3, max_size=9))
@@ -80,7 +84,11 @@ def test_fused_nodes_need_no_buffer() -> None:
     rng = np.random.default_rng(0)
     graph = random_chain(rng, formats=["int8"] * 3, folds=["shift", "threshold"], widths=[5, 6, 7, 8])
     plan = plan_memory(graph)
-    assert [[node.name for node in step.nodes] for step in plan.steps] == [["fc0", "fc1.input"], ["fc1", "fc2.input"], ["fc2"]]
+    assert [[node.name for node in step.nodes] for step in plan.steps] == [
+        ["fc0", "fc1.input"],
+        ["fc1", "fc2.input"],
+        ["fc2"],
+    ]
     assert [(b.name, b.bytes) for b in plan.buffers] == [("fc1.input", 6), ("fc2.input", 7)]
     assert plan.arena == 8 + 6
 

@@ -194,7 +194,7 @@ def draw_flatten(draw: Draw) -> tuple[Op, IntTensor]:
     return Flatten(), IntTensor(draw(shapes()), *draw(value_bounds()))
 
 
-def plain_flatten(op: Flatten, x: np.ndarray) -> np.ndarray:  # noqa: ARG001
+def plain_flatten(op: Flatten, x: np.ndarray) -> np.ndarray:
     def walk(part: list | int) -> Iterator[int]:
         if isinstance(part, int):
             yield part
@@ -264,7 +264,7 @@ def storages(kind: str, out: IntTensor, source: IntTensor) -> tuple[str, ...]:
         return (source.storage,)
     if kind in ("linear", "conv2d"):
         return ("int32",)
-    if -128 <= out.low and out.high <= 127:
+    if out.low >= -128 and out.high <= 127:
         return ("int8",)
     return ("uint8",) if out.low >= 0 and out.high <= 255 else ("int32",)
 
@@ -300,7 +300,7 @@ def test_requantize_bounds_are_reached() -> None:
 def test_shift_rounds_to_nearest_ties_to_even(shift: int) -> None:
     near = [k * 2**shift // 2 + d for k in range(-9, 10) for d in (-1, 0, 1)]
     values = np.array([v for v in near if -(2**62) <= v <= 2**62], dtype=np.int64)
-    assert shift_half_even(values, np.int64(shift)).tolist() == [half_even(int(v), shift) for v in values]
+    assert shift_half_even(values, np.array(shift)).tolist() == [half_even(int(v), shift) for v in values]
 
 
 def test_requantize_of_ties_signs_and_channels() -> None:
@@ -327,7 +327,9 @@ def test_normshift_at_the_boundaries(high: int, relu: bool) -> None:
     shifted = 2 ** int(math.log2(high))
     assert op.reference(tiny).tolist() == [[shifted, 0, 0 if relu else -shifted]]
     assert op.reference(np.zeros((2, 3), dtype=np.int64)).tolist() == [[0, 0, 0]] * 2
-    assert op.reference(np.array([[-5, -9]])).tolist() == ([[0, 0]] if relu else op.reference(np.array([[-5, -9]])).tolist())
+    assert op.reference(np.array([[-5, -9]])).tolist() == (
+        [[0, 0]] if relu else op.reference(np.array([[-5, -9]])).tolist()
+    )
     assert op.reference(np.array([[INT32[0], INT32[1]]])).tolist() == [
         plain_normshift(op, np.array([INT32[0], INT32[1]])).tolist()
     ]

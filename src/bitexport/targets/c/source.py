@@ -79,9 +79,12 @@ class CSource:
 
 #include <stdint.h>
 
-#define {upper}_INPUT_SIZE {spec.type.size} /* {_shape(spec.shape)} values, {spec.type.storage}, {spec.format} */
-#define {upper}_OUTPUT_SIZE {output.size} /* int32 scores, {output.low} to {output.high} */
-#define {upper}_ARENA_SIZE {self.plan.arena} /* bytes of working memory */
+/* {_shape(spec.shape)} values, {spec.type.storage}, {spec.format}. */
+#define {upper}_INPUT_SIZE {spec.type.size}
+/* int32 scores, {output.low} to {output.high}. */
+#define {upper}_OUTPUT_SIZE {output.size}
+/* Bytes of working memory. */
+#define {upper}_ARENA_SIZE {self.plan.arena}
 
 /* Runs the network on {upper}_INPUT_SIZE values and writes {upper}_OUTPUT_SIZE scores; uses a static arena. */
 void {name}_run(const int8_t *input, int32_t *output);

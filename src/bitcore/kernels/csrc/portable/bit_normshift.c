@@ -14,7 +14,7 @@ void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int r
     while (((uint32_t)high << right) < largest) {
         right++;
     }
-    while (largest != 0 && (largest << (left + 1)) <= (uint32_t)high) {
+    while (right == 0 && largest != 0 && (largest << (left + 1)) <= (uint32_t)high) {
         left++;
     }
     for (uint32_t i = 0; i < n; i++) {

@@ -1,0 +1,180 @@
+"""Learned scales: LSQ, LSQ+, PACT, TTQ."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitcore.formats import NumberFormat
+from bitcore.quantizers.estimators import GradientScale
+from bitcore.quantizers.granularity import Granularity
+from bitcore.quantizers.ranges import ScaleSource
+from bitcore.quantizers.scalers import TTQ_THRESHOLD, mse, twn_survivors
+
+_SMALLEST = 1e-12
+
+
+class Parametric(ScaleSource):
+    """A scale that is a parameter, initialized from the first training batch or, for a weight, from the weight.
+
+    Args:
+        weight_shape: The weight's shape; ``None`` for activations, which have one scale.
+        granularity: Of the weight's scales.
+    """
+
+    batches: Tensor
+
+    def __init__(self, weight_shape: Sequence[int] | None = None, granularity: Granularity | None = None) -> None:
+        super().__init__()
+        self.granularity = granularity or Granularity()
+        self.group = self.granularity.group
+        self.of_weight = weight_shape is not None
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._ready = False
+        self._create([] if weight_shape is None else list(weight_shape))
+
+    @abstractmethod
+    def _create(self, weight_shape: list[int]) -> None:
+        """Creates the parameter."""
+
+    @abstractmethod
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the value of the parameter to start from."""
+
+    def _current(self, parameter: Tensor, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the parameter, initialized. A weight's that never trained is computed anew: eval changes nothing."""
+        if self._ready or not x.numel() or not (self.training or self.of_weight):
+            return parameter
+        with torch.no_grad():
+            first = self.initial(x.detach(), fmt).to(parameter.dtype)
+            first = torch.where(self.batches == 0, first, parameter)
+        if not self.training:
+            return first
+        with torch.no_grad():
+            parameter.copy_(first)
+            self.batches.add_(1)
+        self._ready = True
+        return parameter
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = bool(self.batches)
+
+
+class Learned(Parametric):
+    """A learned step (LSQ, arXiv:1902.08153).
+
+    Starts from ``2 * mean|x| / sqrt(high)``. The value's derivative by the step is ``level − x/step`` inside the range
+    and the outer level beyond it (eq. 3); the gradient is scaled by ``1 / sqrt(n * high)`` (section 2.2), where n is
+    the number of a sample's values, or of the weights that share the step.
+    """
+
+    def _create(self, weight_shape: list[int]) -> None:
+        self.step = nn.Parameter(torch.ones(self.granularity.shape(weight_shape)))
+
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        mean = self.granularity.each(lambda rows: rows.abs().mean(1, keepdim=True), x)
+        return (2 * mean / math.sqrt(fmt.high)).clamp_min(1e-8)
+
+    def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the step."""
+        step = self._current(self.step, x, fmt)
+        if self.training and step.requires_grad:  # eval takes no gradient, and stays plain for torch.compile
+            shares = step.numel() if self.of_weight else x.shape[0] if x.ndim else 1
+            count = x.numel() / max(1, shares)
+            step = GradientScale.apply(step, 1 / math.sqrt(max(1, count) * fmt.high))  # type: ignore[assignment]
+        return step.abs().clamp_min(_SMALLEST)
+
+    @torch.no_grad()
+    def reformat(self, old: NumberFormat, new: NumberFormat) -> None:  # noqa: D102
+        self.step.mul_(old.high / new.high)
+
+
+class LearnedPlus(Learned):
+    """LSQ+'s learned step (arXiv:2004.09576): LSQ's gradient, better starting points.
+
+    Weights start from ``max(|mean − 3 std|, |mean + 3 std|) / high`` (section 4.2), activations from the step with the
+    least squared error on the first batch (eq. 6). The paper's optional offset of activations is left out: integer
+    layers have none, and padded zeros would not be zeros.
+    """
+
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        def three_deviations(rows: Tensor) -> Tensor:
+            return rows.mean(1, keepdim=True).abs() + 3 * rows.std(1, correction=0, keepdim=True)
+
+        if not self.of_weight:
+            return mse(x.reshape(1, -1)[:, :: -(-x.numel() // 2**16)], fmt).reshape(()).clamp_min(1e-8)
+        return (self.granularity.each(three_deviations, x) / fmt.high).clamp_min(1e-8)
+
+
+class Pact(Parametric):
+    """PACT's learned clip α (arXiv:1805.06085): scale ``α / high``.
+
+    The value's derivative by α is 1 where ``x >= α`` (−1 below −α in signed formats) and 0 elsewhere (eq. 3). α starts
+    from the first batch's largest |x|, so nothing is clipped at first; the penalty ``λ α²`` of the loss
+    (`pact_penalty`) pulls it down. Its estimator is ``half_open_ste``.
+    """
+
+    def _create(self, weight_shape: list[int]) -> None:
+        self.alpha = nn.Parameter(torch.ones(()))
+
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        return x.abs().amax().clamp_min(1e-6)
+
+    def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns ``α / high`` (shape ``[]``)."""
+        return self._current(self.alpha, x, fmt).abs().clamp_min(_SMALLEST) / fmt.high
+
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:  # noqa: D102
+        return levels if slope is None else torch.where(slope.bool(), 0.0, levels)
+
+
+def pact_penalty(model: nn.Module) -> Tensor:
+    """Returns PACT's penalty, the sum of α² over a model; add it, times λ, to the loss. 0 without PACT layers."""
+    squares = [module.alpha.square() for module in model.modules() if isinstance(module, Pact)]
+    return torch.stack(squares).sum() if squares else torch.zeros(())
+
+
+class Ttq(Parametric):
+    """Trained ternary quantization (arXiv:1612.01064): two learned scales, Wp of +1 and Wn of −1.
+
+    Threshold ``0.05 * max|w|`` (eq. 6; a weight on it becomes 0). Gradients (eq. 7 and 8): Wp gets the sum over +1
+    weights, Wn minus the sum over −1 weights (the paper leaves out the sign of ``−Wn``); a latent weight's is
+    multiplied by Wp, 1 or Wn where the level is +1, 0 or −1. Both scales start from the survivors' mean |w|.
+    """
+
+    def _create(self, weight_shape: list[int]) -> None:
+        shape = self.granularity.shape(weight_shape) or [1] * len(weight_shape)
+        self.scales = nn.Parameter(torch.ones([2, *shape]))
+
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        def survivors(rows: Tensor) -> Tensor:
+            return twn_survivors(rows, TTQ_THRESHOLD * rows.abs().amax(1, keepdim=True))
+
+        mean = self.granularity.each(survivors, x).reshape(self.scales.shape[1:])
+        mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+        return torch.stack([mean, mean])
+
+    def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns both scales, ``[2, ...]``: above and below 0."""
+        return self._current(self.scales, x, fmt).abs().clamp_min(_SMALLEST)
+
+    def divisor(self, x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        if not x.numel():
+            return x.new_ones(())
+        largest = self.granularity.each(lambda rows: rows.abs().amax(1, keepdim=True), x.detach())
+        return (2 * TTQ_THRESHOLD * largest).clamp_min(1e-30)
+
+    def gain(self, levels: Tensor, scale: Tensor) -> Tensor:  # noqa: D102
+        return torch.where(levels == 0, torch.ones_like(scale), scale)
+
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:  # noqa: D102
+        return levels
+
+
+LEARNED_WEIGHT_SCALES: dict[str, type[Parametric]] = {"learned": Learned, "learned_plus": LearnedPlus, "ttq": Ttq}

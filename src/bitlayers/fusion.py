@@ -1,0 +1,147 @@
+"""Fusion of batch norm with the layer in front of it: of trained models, and for training on the fused weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bitcore.errors import BitLabError
+from bitlayers.base import BitLayer
+from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
+from bitlayers.bitlinear import BitLinear
+from bitlayers.folding import fold
+
+_BIT = (BitLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
+_FLOAT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+M = TypeVar("M", bound=nn.Module)
+
+
+def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
+    """Folds every batch norm into the layer in front of it, by its running statistics, in place.
+
+    ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes an `nn.Identity`. Float layers compute the same
+    as before, to the last few bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a
+    code changes. Other bit layers quantize the new weights anew: with one scale a layer they get other codes, so train
+    them fused.
+
+    Args:
+        model: Any model that torch.fx can trace.
+        pairs: Names of layers and of their batch norms, where it cannot be traced. All pairs are found by default.
+
+    Raises:
+        BitLabError: The model cannot be traced, or a given pair is none; nothing has changed then.
+    """
+    found = _pairs(model, pairs)
+    for layer, name in found:
+        norm = model.get_submodule(name)
+        assert isinstance(norm, _BatchNorm)
+        if isinstance(layer, BitLayer):
+            layer.batch_norm = norm.eval()
+        else:
+            _fold_float(layer, norm)
+        model.set_submodule(name, nn.Identity())
+    for layer in model.modules():
+        if isinstance(layer, BitLayer):
+            layer.absorb_batch_norm()
+    if isinstance(getattr(model, "bit_model", None), dict):
+        model.bit_model = model.bit_model | {"batch_norm": "fused"}  # type: ignore[assignment, operator]
+    return model
+
+
+def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
+    """Turns pairs of a bit layer and a batch norm into layers that train on the fused weight, in place.
+
+    What is quantized from now on is the fused weight ``W γ/σ``, with the scale (layer- or channel-wise) of the layer's
+    config; its bias is ``β + (b − μ) γ/σ``. While the batch norm (now the layer's ``batch_norm``) is in training mode,
+    μ and σ are the batch's, of the float weight's outputs; in eval mode they are the running ones. Putting
+    ``batch_norm`` alone in eval mode freezes the statistics and trains on. `fuse_batchnorm` ends it. (Jacob et al.,
+    arXiv:1712.05877, section 3.2; freezing: Krishnamoorthi, arXiv:1806.08342, section 3.2.2.)
+
+    Args:
+        model: As in `fuse_batchnorm`.
+        pairs: Likewise.
+
+    Raises:
+        BitLabError: As `fuse_batchnorm`.
+    """
+    for layer, name in _pairs(model, pairs):
+        if isinstance(layer, BitLayer):
+            layer.batch_norm = cast(_BatchNorm, model.get_submodule(name))
+            model.set_submodule(name, nn.Identity())
+    return model
+
+
+def trains_fused(model: nn.Module) -> bool:
+    """Whether a model has layers with batch norm folded in (see `train_fused`)."""
+    return any(isinstance(layer, BitLayer) and layer.batch_norm is not None for layer in model.modules())
+
+
+def _pairs(model: nn.Module, given: Sequence[tuple[str, str]] | None) -> list[tuple[nn.Module, str]]:
+    """The layers, and the names of their batch norms."""
+    names = list(_traced(model)) if given is None else list(given)
+    for first, second in names:
+        for name in (first, second):
+            if name not in dict(model.named_modules()):
+                raise BitLabError(f"there is no layer '{name}' in the model")
+        problem = _problem(model.get_submodule(first), model.get_submodule(second))
+        if problem:
+            raise BitLabError(f"'{first}' and '{second}' cannot be fused: {problem}")
+    return [(model.get_submodule(first), second) for first, second in names]
+
+
+def _problem(layer: nn.Module, norm: nn.Module) -> str:
+    """Why two modules are no pair; empty if they are."""
+    if not (isinstance(layer, _BIT) or type(layer) in _FLOAT):
+        return f"{type(layer).__name__} is no layer that takes up a batch norm"
+    if not isinstance(norm, _BatchNorm):
+        return f"{type(norm).__name__} is no batch norm"
+    if isinstance(layer, BitLayer) and layer.packed:
+        return "the layer is packed; fuse before pack()"
+    if layer._parameters.get("weight") is None:
+        return "the layer's weight is computed (weight_norm, pruning); make it a plain parameter first"
+    if norm.running_mean is None:
+        return "the batch norm has no running statistics; use track_running_stats=True"
+    channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return "" if channels == norm.num_features else f"{channels} outputs, {norm.num_features} normalized channels"
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, BitLayer) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The pairs in which the layer's output goes to the batch norm alone, both called once."""
+    try:
+        nodes = _Tracer().trace(model).nodes
+    except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
+        raise BitLabError(
+            f"the model's forward cannot be traced ({error}); give pairs=[('conv1', 'bn1'), …]"
+        ) from error
+    modules = dict(model.named_modules(remove_duplicate=False))
+    calls: dict[Any, int] = {}
+    for node in nodes:
+        if node.op == "call_module":
+            module = modules[str(node.target)]
+            calls[module] = calls.get(module, 0) + 1
+    for node in nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        names = str(before.target), str(node.target)
+        layer, norm = (modules[name] for name in names)
+        if calls[layer] == calls[norm] == 1 and not _problem(layer, norm):
+            yield names
+
+
+@torch.no_grad()
+def _fold_float(layer: Any, norm: _BatchNorm) -> None:
+    weight, transposed = layer.weight, isinstance(layer, nn.ConvTranspose2d)
+    rows = BitConvTranspose2d.rows(layer, weight) if transposed else weight
+    rows, bias = fold(rows, layer.bias, norm, None, 0)
+    weight.copy_(BitConvTranspose2d.unrows(layer, rows) if transposed else rows)
+    layer.bias = nn.Parameter(bias)

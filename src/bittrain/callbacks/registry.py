@@ -1,0 +1,74 @@
+"""Training methods by name: Lightning callbacks that a recipe lists as ``"name key=value"``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor, nn
+
+from bitcore.errors import BitLabError
+from bitlayers.base import BitLayer
+from bittrain.entries import parse_entry
+from bittrain.loader import TrainLoader
+from bittrain.module import Classifier
+
+METHODS: dict[str, Callable[..., Callback]] = {}
+"""Name to callback; a method's options are its keyword-only parameters, all with defaults."""
+
+C = TypeVar("C", bound=type[Callback])
+
+
+def method(name: str) -> Callable[[C], C]:
+    """Registers a callback under a name: recipes find it, its options and their defaults from there on."""
+
+    def register(callback: C) -> C:
+        METHODS[name] = callback
+        return callback
+
+    return register
+
+
+def make_callbacks(entries: Sequence[str]) -> list[Callback]:
+    """Returns the callbacks of a recipe's ``methods``.
+
+    Raises:
+        BitLabError: An unknown method or option (the nearest valid one is named), a wrong value, or a method twice.
+    """
+    callbacks: dict[str, Callback] = {}
+    for entry in entries:
+        name, options = parse_entry(entry, METHODS, "method", "option")
+        if name in callbacks:
+            raise BitLabError(f"method {name} is listed twice; keep one entry")
+        callbacks[name] = METHODS[name](**options)
+    return list(callbacks.values())
+
+
+def progress(trainer: Trainer, module: Classifier, batch_idx: int) -> float:
+    """Returns the share of the training that is done: 0 at its first batch, 1 at its last."""
+    total = (trainer.max_epochs or 1) * module.steps_per_epoch
+    return min(1.0, (trainer.current_epoch * module.steps_per_epoch + batch_idx) / max(1, total - 1))
+
+
+def ends_training(trainer: Trainer) -> bool:
+    """Whether the present batch is the last one of the last epoch."""
+    return trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+
+
+def quantized_layers(model: nn.Module) -> dict[str, BitLayer]:
+    """Returns the layers whose weights are quantized, by name."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, BitLayer) and layer.weight_quantizer is not None
+    }
+
+
+def some_inputs(trainer: Trainer, module: Classifier, count: int) -> Iterator[Tensor]:
+    """Yields the inputs of the epoch's first batches, the same ones after a resume."""
+    loader: Any = trainer.train_dataloader
+    batches = loader.epoch(trainer.current_epoch) if isinstance(loader, TrainLoader) else iter(loader)
+    for images, _ in islice(batches, count):
+        yield images.to(module.device)

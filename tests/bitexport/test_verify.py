@@ -1,0 +1,94 @@
+"""Verification finds every difference, and says where."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitcore.errors import BitLabError
+from bitcore.graph import Graph
+from bitexport.targets import TARGETS, Artifact, CTarget
+from bitexport.verify import Mismatch, compare
+from networks import extreme_codes, random_chain
+
+
+def export(tmp_path: Path, seed: int = 0) -> tuple[Graph, Artifact]:
+    graph = random_chain(np.random.default_rng(seed), ["int8", "int8"], ["normshift"], [9, 8, 4], "int8")
+    return graph, CTarget().emit(graph, tmp_path / "net", "net")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_equal_networks(target: str, tmp_path: Path) -> None:
+    graph = random_chain(np.random.default_rng(1))
+    artifact = TARGETS[target].emit(graph, tmp_path / "net", "net")
+    codes = extreme_codes(graph, 50)
+    found = compare(graph, TARGETS[target], artifact, codes)
+    assert (found.samples, found.outputs, found.mismatches, found.first) == (50, graph.output.type.size, 0, None)
+    assert np.array_equal(found.scores, graph.run(codes))
+    assert np.array_equal(found.target_scores, found.scores)
+
+
+def test_one_flipped_weight_is_found(tmp_path: Path) -> None:
+    graph, artifact = export(tmp_path)
+    source = artifact.folder / "net.c"
+    text = source.read_text()
+    found = re.search(r"fc1_weight\[\d+\] = \{\s*(\d+)", text)
+    assert found is not None
+    changed = str(int(found[1]) ^ 64)
+    source.write_text(text[: found.start(1)] + changed + text[found.end(1) :])
+    codes = extreme_codes(graph, 60)
+    hidden = dict(graph.trace(codes))["fc1.input"]
+    reads = np.flatnonzero(hidden[:, 0])  # the first weight of the first output meets the first hidden value
+    assert 0 < len(reads) < len(codes), "some samples show it, some do not"
+    codes = np.concatenate([codes[hidden[:, 0] == 0][:3].repeat(2, 0), codes])
+
+    result = compare(graph, CTarget(), artifact, codes)
+    expected = graph.run(codes)
+    values = dict(graph.trace(codes))["fc1.input"][:, 0]
+    differing = np.flatnonzero(values)
+    assert result.mismatches == len(differing)
+    first = result.first
+    assert first is not None
+    assert (first.sample, first.output) == (differing[0], 0)
+    assert first.sample >= 2
+    assert first.expected == expected[differing[0], 0]
+    step = int(changed) - int(found[1])
+    assert first.got == first.expected + step * values[differing[0]]
+    assert f"sample {first.sample}, output 0" in str(first)
+    assert str(first.expected) in str(first) and str(first.got) in str(first)
+
+
+def test_a_difference_in_one_output_that_changes_no_class_counts(tmp_path: Path) -> None:
+    graph, artifact = export(tmp_path)
+    source = artifact.folder / "net.c"
+    text = source.read_text()
+    call = "_run_in(input, output, arena);\n"
+    assert call in text
+    source.write_text(text.replace(call, f"{call}    output[3] += input[8] == 17;\n"))
+    codes = extreme_codes(graph, 60)
+    codes[:, 8] = 0
+    codes[41, 8] = 17
+    result = compare(graph, CTarget(), artifact, codes)
+    expected = int(graph.run(codes)[41, 3])
+    assert result.mismatches == 1
+    assert result.first == Mismatch(41, 3, expected, expected + 1)
+
+
+def test_no_samples_are_no_proof(tmp_path: Path) -> None:
+    graph, artifact = export(tmp_path)
+    with pytest.raises(BitLabError, match="no samples"):
+        compare(graph, CTarget(), artifact, extreme_codes(graph, 5)[:0])
+
+
+def test_another_networks_export_is_refused(tmp_path: Path) -> None:
+    graph, artifact = export(tmp_path)
+    other = random_chain(np.random.default_rng(0), ["int8", "int8"], ["normshift"], [9, 8, 5], "int8")
+    with pytest.raises(BitLabError, match="4 outputs, its graph 5; export it again"):
+        compare(other, CTarget(), artifact, extreme_codes(graph, 5))
+
+
+def test_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
+    graph, artifact = export(tmp_path)
+    with pytest.raises(BitLabError, match=r"this network takes \(9,\)"):
+        compare(graph, CTarget(), artifact, np.zeros((3, 8), dtype=np.int64))

@@ -1,0 +1,212 @@
+"""quantize(): any model becomes a quantized one and keeps its weights; overrides by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bitcore import BitLabError, BitQuantConfig
+from bitcore.config import FLOAT
+from bitcore.presets import PRESETS
+from bitlayers import BitConv2d, BitLayer, BitLinear, pack, quantize
+from bitlayers.convert import convert, resolve
+
+BITNET, W8A8 = PRESETS["bitnet"], PRESETS["w8a8"]
+
+
+class Net(nn.Module):
+    """Convolutions, a nested block and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, stride=2, padding=1, bias=False)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding="same", groups=4), nn.ReLU(), nn.BatchNorm2d(4))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.stem(x)).flatten(1))
+
+
+def configs(model: nn.Module) -> dict[str, BitQuantConfig | None]:
+    """The config of every layer that has weights, None where it stayed float."""
+    return {
+        name: layer.quant_config if isinstance(layer, BitLayer) else None
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+
+
+def first(config: BitQuantConfig) -> BitQuantConfig:
+    """What the first layer gets."""
+    return config.for_input()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_layer_is_replaced_and_keeps_its_parameters(name: str):
+    model, config = Net(), PRESETS[name]
+    kept = dict(model.named_parameters())
+    x = torch.randn(2, 1, 8, 8)
+    shape = model(x).shape
+    assert quantize(model, name) is model
+    assert configs(model) == {"stem": first(config), "block.0": config, "head": config}
+    after = {n: p for n, p in model.named_parameters() if "quantizer" not in n}
+    assert after.keys() == kept.keys() and all(after[n] is kept[n] for n in kept)
+    signs = config.activation_dtype == "binary"  # the sign of what a ReLU passes would always be +1
+    assert type(model.block[1]) is (nn.Hardtanh if signs else nn.ReLU) and type(model.block[2]) is nn.BatchNorm2d
+    assert model(x).shape == shape
+    assert pack(model) is model and not model.training
+    assert model(x).shape == shape
+
+
+def test_binary_activations_turn_relus_into_hardtanhs_and_say_so():
+    model = Net()
+    report = convert(model, "bnn")
+    assert report.hardtanhs == ("block.1",) and "Hardtanh" in str(report)
+    x = torch.tensor([-3.0, -0.5, 0.5, 3.0])
+    assert model.block[1](x).tolist() == [-1, -0.5, 0.5, 1]
+    assert not convert(Net(), "w8a8").hardtanhs
+
+
+def test_geometry_is_kept():
+    model = quantize(Net(), "bitlab")
+    plain = Net()
+    for name, layer in plain.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            twin = model.get_submodule(name)
+            assert isinstance(twin, type(layer)) and type(twin) is (
+                BitConv2d if isinstance(layer, nn.Conv2d) else BitLinear
+            )
+            for field in layer.__constants__:
+                assert getattr(twin, field) == getattr(layer, field), field
+            assert (twin.bias is None) == (layer.bias is None)
+
+
+def test_a_model_without_quantization_is_the_plain_one():
+    model, x = Net().eval(), torch.randn(2, 1, 8, 8)
+    expected = model(x)
+    assert set(configs(quantize(model, None)).values()) == {None}
+    assert torch.equal(model(x), expected)
+
+
+def test_quantized_float_layers_compute_the_same():
+    model, x = Net().eval(), torch.randn(2, 1, 8, 8)
+    expected = model(x)
+    quantize(model, BitQuantConfig(FLOAT))
+    assert isinstance(model.head, BitLinear) and torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        ({"head": None}, {"head": None}),
+        ({"last": None}, {"head": None}),
+        ({"first": "w8a8"}, {"stem": W8A8}),
+        ({"first": W8A8, "last": W8A8}, {"stem": W8A8, "head": W8A8}),
+        ({"block.*": "w8a8"}, {"block.0": W8A8}),
+        ({"*": None}, {"stem": None, "block.0": None, "head": None}),
+        ({"block.*": None, "*": "w8a8"}, {"stem": W8A8, "block.0": None, "head": W8A8}),  # the first match counts
+        ({"[hs]*": {"weight_format": "int4"}}, dict.fromkeys(("stem", "head"), BITNET.replace(weight_format="int4"))),
+        ({"head": {}}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_overrides(overrides: dict[str, Any], changed: dict[str, BitQuantConfig | None]):
+    expected = dict.fromkeys(("stem", "block.0", "head"), BITNET) | changed
+    assert configs(quantize(Net(), "bitnet", overrides)) == expected
+
+
+def test_overrides_without_a_config_quantize_only_those_layers():
+    assert configs(quantize(Net(), None, {"head": W8A8})) == {"stem": None, "block.0": None, "head": W8A8}
+    changed = configs(quantize(Net(), None, {"head": {"weight_format": "int3"}}))
+    assert changed["head"] == BitQuantConfig(weight_format="int3") and changed["stem"] is None
+
+
+def test_only_the_first_layer_sees_the_input():
+    config = BitQuantConfig(activation_dtype="uint4", activation_scale="tracked", input_dtype="uint8")
+    found = configs(quantize(Net(), config))
+    assert [c.activation_dtype for c in found.values() if c] == ["uint8", "uint4", "uint4"]
+    found = configs(quantize(Net(), config, {"first": None}))  # a float first layer passes no codes on
+    assert [c and c.activation_dtype for c in found.values()] == [None, "uint4", "uint4"]
+    found = configs(quantize(Net(), config.replace(activation_dtype=FLOAT)))
+    assert [c.activation_dtype for c in found.values() if c] == [FLOAT] * 3
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(5, 3), lambda: nn.Conv2d(2, 3, 1, bias=False)], ids=["linear", "conv"]
+)
+def test_a_bare_layer_is_a_model(make: Callable[[], nn.Linear | nn.Conv2d]):
+    for quant, overrides in (("bitnet", None), (None, {"first": "w8a8"})):
+        layer = make()
+        weight, bias = layer.weight, layer.bias
+        result = quantize(layer, quant, overrides)
+        assert isinstance(result, BitLayer) and result.weight is weight and result.bias is bias
+    assert not isinstance(quantize(make(), "bitnet", {"last": None}), BitLayer)
+
+
+@pytest.mark.parametrize("pattern", ["haed", "block", "bloc?", "block.0.weight", ""])
+def test_a_pattern_that_matches_nothing_is_refused(pattern: str):
+    with pytest.raises(BitLabError, match=r"matches no layer; there are: stem, block\.0, head"):
+        quantize(Net(), "bitnet", {pattern: None})
+
+
+def test_unknown_names_are_refused_before_anything_changes():
+    for quant, overrides, message in [
+        ("bitnett", {}, "did you mean 'bitnet'"),
+        ("bitnet", {"head": "w8a9"}, "did you mean 'w8a8'"),
+        ("bitnet", {"head": {"weight_fromat": "int8"}}, "did you mean 'weight_format'"),
+        ("bitnet", {"head": {"weight_format": "int9"}}, "unknown weight_format"),
+    ]:
+        model = Net()
+        with pytest.raises(BitLabError, match=message):
+            quantize(model, quant, overrides)
+        assert set(configs(model).values()) == {None}, message
+
+
+def test_first_and_last_in_a_model_without_layers():
+    with pytest.raises(BitLabError, match="'first' matches no layer"):
+        quantize(nn.ReLU(), "bitnet", {"first": None})
+    assert isinstance(quantize(nn.ReLU(), "bitnet"), nn.ReLU)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mode_dtype_and_frozen_parameters_are_kept(training: bool, dtype: torch.dtype):
+    model = Net().to(dtype).train(training)
+    model.head.weight.requires_grad_(False)
+    quantize(model, "w8a8")
+    assert all(module.training is training for module in model.modules())
+    assert not model.head.weight.requires_grad and model.head.bias.requires_grad
+    assert model(torch.randn(2, 1, 8, 8, dtype=dtype)).dtype == dtype
+
+
+def test_a_layer_used_in_two_places_is_replaced_in_both():
+    shared = nn.Linear(5, 5)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    quantize(model, "bitlab")
+    assert isinstance(model[0], BitLinear) and model[2] is model[0]
+
+
+def test_quantizing_twice_changes_nothing():
+    model = quantize(Net(), "bitnet")
+    layers = list(model.modules())
+    assert list(quantize(model, "w8a8").modules()) == layers
+
+
+def test_subclasses_of_torchs_layers_are_left_alone():
+    """They may do anything in forward; only exact types are known."""
+
+    class Doubled(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(Doubled(3, 3), nn.Linear(3, 3))
+    quantize(model, "bitnet")
+    assert type(model[0]) is Doubled and type(model[1]) is BitLinear
+
+
+def test_resolve():
+    assert resolve(None) is None and resolve(W8A8) is W8A8 and resolve("w8a8") is W8A8
