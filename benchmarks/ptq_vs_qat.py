@@ -79,18 +79,16 @@ def _fit(config: BitQuantConfig | None, train: Split, seed: int) -> nn.Module:
         "mlp", config, in_channels=256, out_channels=10, hidden_dims=(48, 32), batch_norm=True, bias=False
     )
     optimizer = torch.optim.Adam(model.parameters(), LR)
-    steps = EPOCHS * (len(train) // BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    batches = len(train) // BATCH
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * batches)
     images, order = _inputs(train), generator(seed, "order")
-    for step in range(steps):
-        at = step % (len(train) // BATCH)
-        if at == 0:
-            shuffled = torch.randperm(len(train), generator=order)
-        rows = shuffled[at * BATCH : (at + 1) * BATCH]
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images[rows]), train.labels[rows]).backward()
-        optimizer.step()
-        schedule.step()
+    for _ in range(EPOCHS):
+        shuffled = torch.randperm(len(train), generator=order)
+        for rows in shuffled[: batches * BATCH].split(BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[rows]), train.labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
     return model
 
 
