@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitcore.kernels.native import library
 
 __all__ = ["err", "escape", "native_kernels", "out", "percent", "show_json", "show_table", "size"]
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes get whole tables
 err = Console(stderr=True)
 
 
