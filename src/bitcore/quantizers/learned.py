@@ -84,7 +84,7 @@ class Learned(Parametric):
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the step."""
         step = self._current(self.step, x, fmt)
-        if self.training and step.requires_grad:  # eval takes no gradient, and stays plain for torch.compile
+        if step.requires_grad and torch.is_grad_enabled():
             shares = step.numel() if self.of_weight else x.shape[0] if x.ndim else 1
             count = x.numel() / max(1, shares)
             step = GradientScale.apply(step, 1 / math.sqrt(max(1, count) * fmt.high))  # type: ignore[assignment]

@@ -51,6 +51,7 @@ class Quantizer(nn.Module):
         """Returns the compact scale for ``x`` (see `Granularity`): positive; at least float32."""
         return self._scale(self.transform(x))
 
+    @torch.no_grad()
     def quantize(self, x: Tensor) -> QTensor:
         """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
         x = self.transform(x.detach())
