@@ -1,8 +1,5 @@
 """First light: networks trained on real digits run on the chip, emulated, and compute what the interpreter computes."""
 
-import os
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +22,6 @@ IMAGES = 24
 TEST = 360
 # preset: least accuracy on the 360 test images after a few seconds of training
 NETWORKS = {"mcu-4bitsym": 0.93, "mcu-ternary": 0.88}
-
-
-@pytest.fixture(scope="module")
-def toolchain(require_tool: Callable[[str, str], str]) -> None:
-    """The cross compiler and the emulator, or no test."""
-    require_tool("riscv64-unknown-elf-gcc", "gcc-riscv64-unknown-elf")
-    if find_spec("unicorn") is None:
-        message = "the Python package unicorn is missing"
-        if os.environ.get("BITLAB_REQUIRE_TOOLS") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
 
 
 def digits() -> tuple[Tensor, Tensor]:

@@ -1,11 +1,8 @@
 """The microcontroller harness catches what it promises to catch."""
 
-import os
 import re
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +50,6 @@ int bad_predict(const int8_t *input) {
     return 0;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def toolchain(require_tool: Callable[[str, str], object]) -> None:
-    """The cross compiler and the emulator, or no test."""
-    require_tool("riscv64-unknown-elf-gcc", "gcc-riscv64-unknown-elf")
-    if find_spec("unicorn") is None:
-        message = "the Python package unicorn is missing"
-        if os.environ.get("BITLAB_REQUIRE_TOOLS") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
 
 
 def network(folder: Path, body: str, name: str = "net", inputs: int = 4) -> Path:
