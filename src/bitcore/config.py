@@ -27,6 +27,8 @@ WEIGHT_SCALES = (*SCALERS, *LEARNED_WEIGHT_SCALES)
 ROUNDINGS = ("nearest", "stochastic")
 ACTIVATION_GRANULARITIES = ("per_tensor", "per_token")
 DYNAMIC = "dynamic"
+# What stands in at the network's input for ranges of signs, of what a ReLU leaves, and with an offset.
+_INPUT_SCALES = {"unit": "tracked", "pact": "tracked", "learned_plus": "learned"}
 # Methods that are defined for some formats alone.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "twn": ("ternary", "int2"),
@@ -63,7 +65,7 @@ class BitQuantConfig:
             a dynamic scale for each row of a linear layer's input, or for each sample of a convolution's.
         activation_scale: ``"dynamic"`` (from the values, at every call) or static: ``"tracked"`` (an average of the
             training batches' ranges; also ``tracked_percentile``, ``tracked_mse``), ``"learned"`` (LSQ's step),
-            ``"learned_plus"`` (LSQ+), ``"pact"``, ``"unit"`` (the range ±1).
+            ``"learned_plus"`` (LSQ+: with a learned offset), ``"pact"``, ``"unit"`` (the range ±1).
         activation_estimator: The gradient estimator of activations of a static range; ``pact`` has its own.
         activation_scale_pow2: Round activation scales to powers of two.
         input_dtype: What stands in place of ``activation_dtype`` for the network's first layer (never below 8 bits).
@@ -150,10 +152,9 @@ class BitQuantConfig:
         """Returns the config of a network's first layer: its input has ``input_dtype``, in a range that fits it."""
         if self.activation_dtype == FLOAT:
             return self
-        fixed = self.activation_scale in ("unit", "pact")  # ranges of signs and of what a ReLU leaves, not of images
         return self.replace(
             activation_dtype=self.input_dtype,
-            activation_scale="tracked" if fixed else self.activation_scale,
+            activation_scale=_INPUT_SCALES.get(self.activation_scale, self.activation_scale),
             activation_estimator="clipped_ste",
         )
 

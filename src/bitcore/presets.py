@@ -35,14 +35,17 @@ _SIGNS = BitQuantConfig(weight_format="binary", activation_dtype="binary", activ
 _BNN = _SIGNS.replace(weight_scale="unit", estimator="clipped_ste", weight_clip=True)
 _SIGNS_PER_CHANNEL = _SIGNS.replace(weight_granularity="per_channel")
 _SAWB_FORMATS = {2: "2bitsym", 3: "int3", 4: "4bitsym", 8: "int8"}
-_LSQ = BitQuantConfig(weight_scale="learned", activation_scale="learned", estimator="clipped_ste")
+_LSQ = BitQuantConfig(
+    weight_scale="learned", activation_scale="learned", estimator="open_ste", activation_estimator="open_ste"
+)
+_LSQ_PLUS = _LSQ.replace(weight_scale="learned_plus", activation_scale="learned_plus")
 _DOREFA = BitQuantConfig(weight_transform="tanh", weight_scale="absmax", activation_scale="unit")
 
 _PAPERS = {
     "bnn": _BNN,
     "bnn-stochastic": _BNN.replace(weight_rounding="stochastic"),
     "xnor": _SIGNS_PER_CHANNEL,
-    "bireal": _SIGNS_PER_CHANNEL.replace(activation_estimator="approx_sign"),  # and ReActNet, with its modules
+    "bireal": _SIGNS_PER_CHANNEL.replace(activation_estimator="approx_sign"),  # and ReActNet, see docs/training.md
     "irnet": _SIGNS_PER_CHANNEL.replace(
         weight_scale="libra",
         weight_scale_pow2=True,
@@ -59,6 +62,7 @@ _PAPERS = {
         for bits, name in _SAWB_FORMATS.items()
     },
     **{f"lsq-{b}": _LSQ.replace(weight_format=f"int{b}", activation_dtype=f"uint{b}") for b in (2, 3, 4, 8)},
+    **{f"lsq-plus-{b}": _LSQ_PLUS.replace(weight_format=f"int{b}", activation_dtype=f"uint{b}") for b in (2, 4)},
     **{f"dorefa-{b}": _DOREFA.replace(weight_format=f"{b}bitsym", activation_dtype=f"uint{b}") for b in (2, 4)},
 }
 

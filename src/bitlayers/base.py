@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +14,9 @@ from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format, round_half_even
 from bitcore.graph import GraphBuilder, Value
+from bitcore.kernels.machine import PreparedTensor
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
-from bitlayers.folding import fold
+from bitlayers.folding import affine_of, fold
 
 _EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so float sums of levels below it are exact
 
@@ -30,7 +32,8 @@ class BitLayer(nn.Module):
     - train: ``op(fake_quantize(x), fake_quantize(weight)) + bias``; gradients by the estimators.
     - eval: the same on integer levels, ``op(x levels, weight levels) * (x scale * weight scale) + bias``. The integer
       sums are exact, so the result does not depend on the machine. No gradients.
-    - packed (after `pack`): as eval, bit for bit; only the packed codes are kept and the float weights are freed.
+    - packed (after `pack`): as eval, bit for bit; only the packed codes are kept and the float weights are freed. Where
+      a kernel has a layout of its own, that one is held in place of the bytes, which are made again to be saved.
 
     Where ``batch_norm`` is set (`bitlayers.fusion.train_fused`), the weight and bias of all this are those with the
     batch norm folded in, ``W γ/σ`` and ``β + (b − μ) γ/σ`` (see `latent`).
@@ -42,6 +45,9 @@ class BitLayer(nn.Module):
     token_dims: int  # dimensions of one token or sample at the input
     weight: Tensor
     bias: Tensor | None
+    packed_weight: Tensor | None
+    machine_weight: Tensor | None
+    weight_scale: Tensor | None
     batch_norm: _BatchNorm | None
 
     @classmethod
@@ -76,6 +82,7 @@ class BitLayer(nn.Module):
             if quantizer is not None:
                 quantizer.to(self.weight.device).train(self.training)
         self.register_buffer("packed_weight", None)
+        self.register_buffer("machine_weight", None, persistent=False)
         self.register_buffer("weight_scale", None)
         self.register_module("batch_norm", None)
 
@@ -99,18 +106,12 @@ class BitLayer(nn.Module):
         _keep_range(weight, self.weight_quantizer)
         _keep_range(activation, self.activation_quantizer)
 
-    def latent(self, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns what is quantized: the float weight (`rows`) and bias, with ``batch_norm``, if any, folded in.
-
-        Args:
-            x: The layer's quantized input. Where it is given and ``batch_norm`` is in training mode, its statistics are
-                those of this batch (and the running ones are updated), else the running ones.
-        """
+    def latent(self) -> tuple[Tensor, Tensor | None]:
+        """Returns what is quantized: the float weight (`rows`) and bias, with ``batch_norm``, if any, folded in."""
         weight = self.rows(self.weight)
         if self.batch_norm is None:
             return weight, self.bias
-        y = self.operate(x, weight, self.bias) if x is not None and self.batch_norm.training else None
-        return fold(weight, self.bias, self.batch_norm, y, -self.token_dims)
+        return fold(weight, self.bias, self.batch_norm)
 
     def rows(self, weight: Tensor) -> Tensor:
         """Returns the weight with the output channels first: what is quantized, packed and given to `operate`."""
@@ -144,7 +145,9 @@ class BitLayer(nn.Module):
         if self.activation_quantizer is not None:
             fake, x_scale = self.activation_quantizer.fake(x)
             x = fake.to(x.dtype)
-        weight, bias = self.latent(x)
+        if self.batch_norm is not None and self.batch_norm.training:
+            return self._normalize(x, self.batch_norm)
+        weight, bias = self.latent()
         if self.weight_quantizer is not None:
             fake, weight_scale = self.weight_quantizer.fake(weight)
             weight = fake.to(weight.dtype)  # of half weights, scales are float32
@@ -154,6 +157,25 @@ class BitLayer(nn.Module):
             scale = (x_scale * self._per_channel(weight_scale)).detach()
             bias = bias + (_on_grid(bias, scale) * scale.flatten().double() - bias).to(bias.dtype).detach()
         return self.operate(x, weight, bias)
+
+    def _normalize(self, x: Tensor, norm: _BatchNorm) -> Tensor:
+        """Training with batch statistics: the weight is quantized as it will be, folded with the running statistics.
+
+        Dividing the outputs by the folded gain gives batch norm the outputs of the quantized weight to normalize. So
+        the running statistics are those of the network that will run, and the outputs do not jump when they take over
+        (the correction of Krishnamoorthi, arXiv:1806.08342, section 3.2.2).
+        """
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        gain = affine_of(norm, norm.running_mean, norm.running_var)[0].detach().to(self.weight.dtype)
+        gain = torch.where(gain == 0, 1, gain)
+        weight = self.rows(self.weight)
+        weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+        if self.weight_quantizer is not None:
+            weight = self.weight_quantizer.fake(weight)[0].to(weight.dtype)
+        y = self.operate(x, weight) / self._channels(gain)
+        y = y if self.bias is None else y + self._channels(self.bias)
+        return norm(y.movedim(-self.token_dims, 1)).movedim(1, -self.token_dims)
 
     @property
     def _static_input(self) -> bool:
@@ -184,11 +206,10 @@ class BitLayer(nn.Module):
             weight = weight.unpack()
         if isinstance(x, Tensor):
             return self.operate(x, weight.levels.to(x.dtype))
-        fan_in = weight.levels[0].numel()
-        largest = max(-x.format.low, x.format.high) * max(-weight.format.low, weight.format.high)
-        dtype = self.accumulator_dtype(fan_in * largest)
+        largest = weight.levels[:1].numel() * x.format.largest * weight.format.largest
+        dtype = torch.float64 if x.shift is not None else self.accumulator_dtype(largest)
         with torch.autocast(x.levels.device.type, enabled=False):
-            return self.operate(x.levels.to(dtype), weight.levels.to(dtype))
+            return self.operate(x.shifted().to(dtype), weight.levels.to(dtype))
 
     def accumulator_dtype(self, largest: int) -> torch.dtype:
         """Returns the fastest floating-point dtype in which sums of magnitudes up to ``largest`` are exact."""
@@ -247,6 +268,8 @@ class BitLayer(nn.Module):
         """
         if self.packed_weight is not None and self.weight_scale is not None:
             fmt = get_format(self.quant_config.weight_format)
+            if self.machine_weight is not None:
+                return PreparedTensor(self.machine_weight, self.weight_scale, self.weight_shape, fmt)
             group = self.weight_quantizer.source.group if self.weight_quantizer is not None else 0
             return PackedTensor(self.packed_weight, self.weight_scale, self.weight_shape, fmt, group)
         if not torch.isfinite(self.latent()[0]).all():
@@ -269,6 +292,7 @@ class BitLayer(nn.Module):
         self.absorb_batch_norm()
         packed = self.packed_tensor()
         self._hold(packed.data, packed.scale)
+        self._to_machine()
 
     @torch.no_grad()
     def absorb_batch_norm(self) -> None:
@@ -287,6 +311,7 @@ class BitLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes on the state, packed or not, of the dictionary it loads."""
+        self._to_bytes()
         if f"{prefix}packed_weight" in state_dict and not self.packed and self.weight_quantizer is not None:
             # Of the layer's own shapes, so that torch refuses to fill them with another layer's.
             zeros = torch.zeros_like(self.rows(self.weight))
@@ -298,6 +323,46 @@ class BitLayer(nn.Module):
             self.weight = nn.Parameter(self.unrows(torch.empty(self.weight_shape, device=self.weight_scale.device)))
             self.packed_weight = self.weight_scale = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._to_machine()
+
+    def machine_layout(self, weight: PackedTensor) -> Tensor | None:
+        """Returns the packed weight in a kernel's own layout, to be held in its place; ``None`` for none."""
+        return None
+
+    def _to_machine(self) -> None:
+        """Replaces the packed bytes, wherever a kernel has a layout of its own, so that a weight is held once."""
+        if self.packed_weight is not None and self.machine_weight is None:
+            self.machine_weight = self.machine_layout(self.packed_tensor())
+            if self.machine_weight is not None:
+                self.packed_weight = self.packed_weight.new_empty(0)
+
+    def _to_bytes(self) -> None:
+        """The inverse of `_to_machine`."""
+        if self.machine_weight is not None:
+            self.packed_weight, self.machine_weight = self.packed_tensor().data, None
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.machine_weight is not None:
+            destination[f"{prefix}packed_weight"] = self.packed_tensor().data
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._to_bytes()
+        super()._apply(fn, recurse)
+        self._to_machine()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the packed bytes."""
+        state = dict(self.__dict__)
+        if self.machine_weight is not None:
+            bytes_ = {"packed_weight": self.packed_tensor().data, "machine_weight": None}
+            state["_buffers"] = {**self._buffers, **bytes_}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._to_machine()
 
     def lower(self, g: GraphBuilder, x: Value) -> Value:
         """Adds the layer to an integer graph.
@@ -305,6 +370,8 @@ class BitLayer(nn.Module):
         Raises:
             BitLabError: If the layer's weights or inputs are float32, or integers cannot express it.
         """
+        if type(self).add_to_graph is BitLayer.add_to_graph:
+            return self.add_to_graph(g)  # raises
         if self.weight_quantizer is None:
             raise g.error("its weights are float32; give it a weight_format to export it")
         codes = g.quantize(x, self.activation_quantizer)

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
+from bitcore.engine.convolution import Geometry, convolve, make_tiles
 from bitcore.graph import Conv2d, GraphBuilder, Value
+from bitcore.quantizers import PackedTensor, QTensor
 from bitlayers.base import BitLayer
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
@@ -72,6 +74,41 @@ class BitConv2d(_BitConv, nn.Conv2d):
     """
 
     token_dims = 3
+    tiles: Tensor | None  # the packed weight as kernels read it
+
+    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+        super()._init_quantization(config)
+        self.register_buffer("tiles", None, persistent=False)
+
+    def geometry(self) -> Geometry | None:
+        """Returns what kernels know of the convolution; ``None`` where they do not pad as it does."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros" or left != right or top != bottom:
+            return None
+        stride, dilation = ((int(v[0]), int(v[1])) for v in (self.stride, self.dilation))
+        return Geometry(self.weight_shape, stride, (int(top), int(left)), dilation, self.groups)
+
+    def _to_machine(self) -> None:
+        super()._to_machine()
+        geometry = self.geometry()
+        if self.packed_weight is not None and self.activation_quantizer is not None and geometry is not None:
+            self.tiles = make_tiles(self.packed_tensor(), self.activation_quantizer.format.name, geometry)
+
+    def _to_bytes(self) -> None:
+        super()._to_bytes()
+        self.tiles = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make tiles of their own."""
+        state = super().__getstate__()
+        return {**state, "_buffers": {**state["_buffers"], "tiles": None}}
+
+    def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
+        """As in `BitLayer`; packed weights run on the engine's kernels where there are some."""
+        geometry = self.geometry()
+        if self.tiles is None or geometry is None or isinstance(x, Tensor) or x.levels.ndim != 4 or x.shift is not None:
+            return super().accumulate(x, weight)
+        return convolve(x.integers(), self.tiles, weight.format.name, x.format.name, geometry)
 
     def add_to_graph(  # noqa: D102
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,8 +13,12 @@ from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.graph import GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
-from bitcore.quantizers import PackedTensor, QTensor
+from bitcore.kernels.machine import count_weights
+from bitcore.kernels.simd import FusedLinear, quantizes, traced
+from bitcore.quantizers import FromValues, PackedTensor, QTensor
 from bitlayers.base import BitLayer
+
+_INT32 = 2**31
 
 
 class BitLinear(BitLayer, nn.Linear):
@@ -31,6 +37,9 @@ class BitLinear(BitLayer, nn.Linear):
     """
 
     token_dims = 1
+    _fused: FusedLinear | None = None
+    # Of dynamic scales, whether a tensor has one; None: other scales
+    _dynamic_per_tensor: bool | None = None
 
     def __init__(
         self,
@@ -48,16 +57,97 @@ class BitLinear(BitLayer, nn.Linear):
         """Returns the matrix product, plus ``bias``."""
         return nn.functional.linear(x, weight, bias)
 
+    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+        super()._init_quantization(config)
+        count_weights(self, self.in_features * self.out_features)
+
+    def machine_layout(self, weight: PackedTensor) -> Tensor | None:  # noqa: D102
+        if self.activation_quantizer is None or not weight.uniform or not self._fits_int32(weight):
+            return None
+        activation = self.activation_quantizer.format.name
+        kernel = KernelRegistry.find("linear", weight.format.name, activation, weight.data.device.type)
+        try:
+            return kernel.prepare(weight, activation) if kernel.rearranges else None
+        except ValueError:  # bytes that hold no codes; who reads them will be told
+            return None
+
+    def _to_machine(self) -> None:
+        super()._to_machine()
+        self._fused = self._fuse()
+
+    def _to_bytes(self) -> None:
+        super()._to_bytes()
+        self._fused = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make their own calls of kernels."""
+        return {**super().__getstate__(), "_fused": None}
+
+    def _fuse(self) -> FusedLinear | None:
+        """Returns the whole layer as one call of a kernel, bit for bit as `BitLayer` computes it; ``None`` for none."""
+        weight, scale, bias, quantizer = self.machine_weight, self.weight_scale, self.bias, self.activation_quantizer
+        if weight is None or scale is None or quantizer is None or not quantizes(quantizer.format):
+            return None
+        if scale.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
+            return None
+        source, grid = quantizer.source, quantizer.source.static
+        dynamic = isinstance(source, FromValues) and source.largest_value and not quantizer.pow2
+        self._dynamic_per_tensor = source.trailing is None if dynamic else None
+        return FusedLinear(weight, self.in_features, self.out_features, quantizer.format, scale, bias, grid)
+
+    def _forward_levels(self, x: Tensor) -> Tensor:
+        fused = self._fused
+        if fused is None or x.dtype != torch.float32:
+            return super()._forward_levels(x)
+        scale, bias, per_tensor = None, self._parameters["bias"], self._dynamic_per_tensor
+        if per_tensor is None:
+            quantizer = self.activation_quantizer
+            assert quantizer is not None
+            scale = quantizer.scale(x).detach()
+            moved = quantizer.source.offset(x, quantizer.format) is not None
+            if moved or quantizer.source.divisor(x, scale, quantizer.format) is not scale:
+                return super()._forward_levels(x)
+        self._check_features(x.shape[-1])
+        if traced(x):
+            return torch.ops.bitcore.linear_simd_float(
+                x, self.machine_weight, self.out_features, fused.activation.name, bool(per_tensor), scale,
+                self.weight_scale, bias, self._static_input,
+            )  # fmt: skip
+        if not fused.uses(self._buffers["machine_weight"], self._buffers["weight_scale"], bias):
+            fused = self._fused = self._fuse()
+            assert fused is not None
+        return fused(x, scale, bool(per_tensor))
+
+    def _fits_int32(self, weight: PackedTensor) -> bool:
+        """Whether sums of products fit the accumulators of kernels."""
+        assert self.activation_quantizer is not None
+        return self.in_features * self.activation_quantizer.format.largest * weight.format.largest < _INT32
+
+    def _check_features(self, features: int) -> None:
+        """Kernels know the packed rows' bytes, not how many codes count."""
+        if features != self.in_features:
+            raise BitLabError(f"the layer takes {self.in_features} features, its input has {features}")
+
     def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
         """As in `BitLayer`; packed weights run on the best kernel of this machine."""
         if not isinstance(weight, PackedTensor):
             return super().accumulate(x, weight)
         features = x.shape[-1] if isinstance(x, Tensor) else x.levels.shape[-1]
-        if features != self.in_features:  # kernels know the packed rows' bytes, not how many codes count
-            raise BitLabError(f"the layer takes {self.in_features} features, its input has {features}")
+        self._check_features(features)
+        if not isinstance(x, Tensor) and features * x.format.largest * weight.format.largest >= _INT32:
+            return super().accumulate(x, weight)  # kernels sum in int32
         activation = FLOAT if isinstance(x, Tensor) else x.format.name
-        kernel = KernelRegistry.find("linear", weight.format.name, activation, weight.data.device.type)
-        return kernel(x if isinstance(x, Tensor) else x.integers(), kernel.prepare(weight), weight)
+        kernel = KernelRegistry.find("linear", weight.format.name, activation, weight.scale.device.type)
+        prepared = kernel.prepare(weight, activation)
+        if isinstance(x, Tensor):
+            return kernel(x, prepared, weight)
+        levels = x.integers()
+        sums = kernel(levels, prepared, weight)
+        if x.shift is None:
+            return sums
+        # The shift adds itself times the row's sum, which is the product with ones: levels may stay within a byte.
+        rows = kernel(levels.new_ones(1, features), prepared, weight)
+        return sums.double() + x.shift * rows.double()
 
     def add_to_graph(  # noqa: D102
         self,

@@ -12,19 +12,21 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from bitcore.config import BitQuantConfig
+from bitcore.config import DYNAMIC, FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError, unknown
+from bitcore.formats import get_format
+from bitcore.formats.integers import BINARY
 from bitcore.presets import get_preset
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitembedding import BitEmbedding
 from bitlayers.bitlinear import BitLinear, BitTransposedLinear
+from bitlayers.flow import never_negative_inputs
 from bitlayers.report import ConversionReport, Entry
 
 Quant = BitQuantConfig | str | None
 Override = Quant | Mapping[str, Any]
-BINARY = "binary"
 
 # By type, or by name where the library need not be installed. Exact types: a subclass's forward may do anything.
 # nn.MultiheadAttention is not among them: it becomes a BitMultiheadAttention, whose projections are.
@@ -134,9 +136,24 @@ def _apply(model: nn.Module, layers: list[_Layer], chosen: list[BitQuantConfig |
         entries.append(Entry(layer.names, layer.type, config, reason))
         if config is not None:
             _adopt(layer, config, split)
-    signs = any(config is not None and config.activation_dtype == BINARY for config in chosen)
+    signs = any(config is not None and config.activation_dtype == BINARY.name for config in chosen)
     _avoid_fused_paths(model)
-    return ConversionReport(tuple(entries), tuple(_keep_signs(model)) if signs else ())
+    hardtanhs = tuple(_keep_signs(model)) if signs else ()
+    return ConversionReport(tuple(entries), hardtanhs, tuple(_half_used(model, chosen)))
+
+
+def _half_used(model: nn.Module, chosen: list[BitQuantConfig | None]) -> Iterator[str]:
+    """Yields the layers whose inputs are never negative, but quantized by a signed format of a static range."""
+
+    def wasteful(config: BitQuantConfig) -> bool:
+        static = config.activation_dtype != FLOAT and config.activation_scale != DYNAMIC
+        return static and get_format(config.activation_dtype).low < -1  # signs and ternary levels are another matter
+
+    if any(config is not None and wasteful(config) for config in chosen):
+        for name in never_negative_inputs(model):
+            layer = model.get_submodule(name)
+            if isinstance(layer, BitLayer) and wasteful(layer.quant_config):
+                yield name
 
 
 def _layers(model: nn.Module) -> Iterator[_Layer]:
@@ -233,7 +250,7 @@ def _keep_signs(model: nn.Module) -> Iterator[str]:
     The sign of what a ReLU passes is always +1, so binary activations would carry nothing (BNN, arXiv:1602.02830).
     """
     for name, module in model.named_modules():
-        if type(module) is nn.ReLU:
+        if type(module) in (nn.ReLU, nn.ReLU6):
             module.__class__ = nn.Hardtanh  # type: ignore[assignment]
             module.min_val, module.max_val = -1.0, 1.0  # type: ignore[assignment]
             yield name

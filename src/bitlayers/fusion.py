@@ -13,6 +13,7 @@ from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitlinear import BitLinear
+from bitlayers.flow import Tracer
 from bitlayers.folding import fold
 
 _BIT = (BitLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
@@ -56,10 +57,11 @@ def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
     """Turns pairs of a bit layer and a batch norm into layers that train on the fused weight, in place.
 
     What is quantized from now on is the fused weight ``W γ/σ``, with the scale (layer- or channel-wise) of the layer's
-    config; its bias is ``β + (b − μ) γ/σ``. While the batch norm (now the layer's ``batch_norm``) is in training mode,
-    μ and σ are the batch's, of the float weight's outputs; in eval mode they are the running ones. Putting
-    ``batch_norm`` alone in eval mode freezes the statistics and trains on. `fuse_batchnorm` ends it. (Jacob et al.,
-    arXiv:1712.05877, section 3.2; freezing: Krishnamoorthi, arXiv:1806.08342, section 3.2.2.)
+    config; its bias is ``β + (b − μ) γ/σ``. μ and σ are the running statistics of the quantized weight's outputs. While
+    the batch norm (now the layer's ``batch_norm``) is in training mode, the outputs are normalized by the batch's
+    statistics besides; putting ``batch_norm`` alone in eval mode freezes the statistics and trains on.
+    `fuse_batchnorm` ends it. (Jacob et al., arXiv:1712.05877, section 3.2; correction and freezing: Krishnamoorthi,
+    arXiv:1806.08342, section 3.2.2.)
 
     Args:
         model: As in `fuse_batchnorm`.
@@ -109,15 +111,10 @@ def _problem(layer: nn.Module, norm: nn.Module) -> str:
     return "" if channels == norm.num_features else f"{channels} outputs, {norm.num_features} normalized channels"
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, BitLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The pairs in which the layer's output goes to the batch norm alone, both called once."""
     try:
-        nodes = _Tracer().trace(model).nodes
+        nodes = Tracer().trace(model).nodes
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
         raise BitLabError(
             f"the model's forward cannot be traced ({error}); give pairs=[('conv1', 'bn1'), …]"
@@ -142,6 +139,6 @@ def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
 def _fold_float(layer: Any, norm: _BatchNorm) -> None:
     weight, transposed = layer.weight, isinstance(layer, nn.ConvTranspose2d)
     rows = BitConvTranspose2d.rows(layer, weight) if transposed else weight
-    rows, bias = fold(rows, layer.bias, norm, None, 0)
+    rows, bias = fold(rows, layer.bias, norm)
     weight.copy_(BitConvTranspose2d.unrows(layer, rows) if transposed else rows)
     layer.bias = nn.Parameter(bias)

@@ -32,6 +32,8 @@ class ConversionReport:
     entries: tuple[Entry, ...]
     hardtanhs: tuple[str, ...] = ()
     """ReLUs that became Hardtanhs because the sign of what a ReLU passes is always +1."""
+    half_used: tuple[str, ...] = ()
+    """Layers whose inputs are never negative, but have a signed format of a static range: half its levels are idle."""
 
     @property
     def converted(self) -> tuple[Entry, ...]:
@@ -56,6 +58,8 @@ class ConversionReport:
         lines.append(f"{len(self.converted)} converted, {len(self.left)} left" + (f" ({left})" if left else ""))
         if self.hardtanhs:
             lines.append(f"ReLU became Hardtanh, for binary activations: {', '.join(self.hardtanhs)}")
+        if self.half_used:
+            lines.append(f"never negative, in signed formats (choose uint ones): inputs of {', '.join(self.half_used)}")
         return "\n".join(lines)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitmodels.auto import AutoBitModel
 
 _FILE_KIND = "bitlab-model-1"
+_LARGE = 256  # bytes; smaller tensors are stored as often as they occur
 
 
 def save_model(model: nn.Module, path: Path, extra: dict[str, Any] | None = None) -> None:
@@ -85,9 +88,10 @@ def save_weights(model: nn.Module, path: Path, extra: dict[str, Any] | None = No
         "formats": _describe_formats(configs),
         "configs": [config.to_dict() for config in configs],
         "layers": layers,
+        "same": (same := _repeated(state)),
         "extra": extra or {},
     }
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items() if name not in same}
     write_atomically(Path(path), save_tensors(state, {_FILE_KIND: json.dumps(header)}))
 
 
@@ -139,12 +143,25 @@ def load_into(model: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Returns the header of a file: ``model``, ``formats``, ``configs``, ``layers``, ``extra``.
+    """Returns the header of a file: ``model``, ``formats``, ``configs``, ``layers``, ``same``, ``extra``.
 
     Raises:
         BitLabError: If the file is missing, truncated, or no BitLab model.
     """
     return _read(Path(path))[0]
+
+
+def _repeated(state: dict[str, Tensor]) -> dict[str, str]:
+    """Returns the large tensors that repeat an earlier one bit for bit, as tied weights do, and which one."""
+    first: dict[tuple[Any, ...], str] = {}
+    same = {}
+    for name, tensor in state.items():
+        if tensor.nbytes >= _LARGE:
+            data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            source = first.setdefault((tensor.dtype, tensor.shape, data), name)
+            if source != name:
+                same[name] = source
+    return same
 
 
 def _describe_formats(configs: list[BitQuantConfig]) -> dict[str, Any]:
@@ -184,15 +201,17 @@ def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) ->
     """Makes the model's layers those of the header, then loads the state."""
     configs = [BitQuantConfig.from_dict(config) for config in header["configs"]]
     layers = {name: configs[layer["config"]] for name, layer in header["layers"].items()}
+    state = state | {name: state[other] for name, other in header.get("same", {}).items()}
     there = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, BitLayer)}
     convert_layers(model, {name: config for name, config in layers.items() if name not in there})
     for name, layer in there.items():
         if layers.get(name) != layer.quant_config:
             raise BitLabError(f"layer '{name}' is quantized otherwise in the file; give load_into the float model")
     model.load_state_dict(state)
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         if isinstance(layer, BitLayer) and layer.packed:
-            layer.quantized_weight()  # raises where bytes hold no codes: the fast kernels do not look
+            fmt, data = get_format(layer.quant_config.weight_format), state[f"{name}.packed_weight".lstrip(".")]
+            fmt.decode(fmt.packing.unpack(data, math.prod(layer.weight_shape[1:])))  # raises where bytes hold no codes
     pack(model)
 
 

@@ -189,4 +189,4 @@ def test_the_first_layers_input_is_never_below_8_bits(name: str):
     if quantizer is None:
         assert PRESETS[name].activation_dtype == FLOAT
     else:
-        assert quantizer.format.bits == 8 and config.activation_scale not in ("unit", "pact")
+        assert quantizer.format.bits == 8 and config.activation_scale not in ("unit", "pact", "learned_plus")

@@ -128,6 +128,49 @@ def test_presets_of_static_ranges_export():
         lower(model, SHAPE)
 
 
+@pytest.mark.parametrize("slopes", ["of each channel", "one"])
+@pytest.mark.parametrize("activation_dtype", ["binary", "uint4", "int8"])
+@torch.no_grad()
+def test_bent_activations_in_integers(activation_dtype: str, slopes: str):
+    """RPReLU and PReLU are sums of two clipped branches, on a grid of 15 bits: few levels are one off, none two."""
+    config = PRESETS["w8a8"].replace(activation_dtype=activation_dtype)
+    bent: nn.Module = RPReLU(6) if slopes == "of each channel" else nn.PReLU()
+    for parameter in bent.parameters():
+        nn.init.normal_(parameter)  # slopes of either sign
+    layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), bent, nn.Flatten(), nn.Linear(216, 5)]
+    model = nn.Sequential(*layers)
+    quantize(model, config)
+    x = torch.randn(16, *SHAPE)
+    for _ in range(3):
+        model(x)
+    model.eval()
+    graph = lower(model, SHAPE)
+    head = model[4]
+    assert isinstance(head, BitLayer) and head.activation_quantizer is not None
+    expected = head.activation_quantizer.quantize(model[:4](x)).levels
+    trace = dict(graph.trace(graph.input.quantize(x)))
+    product = next(node for node in graph.nodes if node.name == "4")
+    found = torch.from_numpy(trace[product.inputs[0]])
+    off = (found - expected).abs()
+    step = head.activation_quantizer.format.step
+    assert float((off > 0).double().mean()) <= 0.02 and float(off.max()) <= step, off.max()
+
+
+def test_layers_without_an_integer_operation_are_refused():
+    config = PRESETS["w8a8"]
+    models = {
+        "BitEmbedding": quantize(nn.Sequential(nn.Embedding(5, 4)), config),
+        "BitConv1d": quantize(nn.Sequential(nn.Conv1d(2, 3, 1)), config),
+        "BitConvTranspose2d": quantize(nn.Sequential(nn.ConvTranspose2d(2, 3, 1)), config),
+    }
+    for name, model in models.items():
+        with pytest.raises(BitLabError, match=f"layer '0': {name} has no integer operation; integer graphs take Bit"):
+            lower(model, (2, 4, 4))
+    encoder = quantize(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), config)
+    with pytest.raises(BitLabError, match="'self_attn'|cannot be traced"):
+        lower(encoder, (3, 8))
+
+
 @pytest.mark.parametrize("changes", [{"weight_scale": "ttq"}, {"weight_granularity": "per_group"}], ids=str)
 def test_several_scales_a_row_are_refused_by_name(changes: dict[str, str]):
     config = PRESETS["w8a8"].replace(weight_format="ternary", weight_scale="absmean").replace(**changes)

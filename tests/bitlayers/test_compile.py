@@ -85,8 +85,9 @@ def test_the_compiled_graph_holds_the_best_kernels_operator(preset: str):
         return graph.forward
 
     torch.compile(layer, fullgraph=True, backend=backend)(x)
-    native = KernelRegistry.get_kernel_for_config(PRESETS[preset]).has_cpp_backend
-    assert len(graphs) == 1 and f"bitcore.linear_{'portable' if native else 'torch'}" in graphs[0]
+    kernel = KernelRegistry.get_kernel_for_config(PRESETS[preset])
+    operator = "simd_float" if kernel.rearranges else "portable" if kernel.has_cpp_backend else "torch"
+    assert len(graphs) == 1 and f"bitcore.linear_{operator}" in graphs[0]
 
 
 @every_layer

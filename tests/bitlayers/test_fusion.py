@@ -152,16 +152,28 @@ def test_training_without_quantization_is_batch_norm() -> None:
 def test_the_fused_weight_is_what_is_quantized() -> None:
     layer = BitLinear(6, 4, quant_config=BitQuantConfig(weight_format="int4", weight_scale="absmax"))
     model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))))
-    x = torch.randn(16, 6)
-    y = model.train()(x)
-    outputs = x @ layer.weight.T + layer.bias
-    norm = layer.batch_norm
-    gain = norm.weight / (outputs.var(0, correction=0) + norm.eps).sqrt()
-    weight = layer.weight * gain[:, None]
-    scale = weight.abs().max() / 7
-    bias = norm.bias + (layer.bias - outputs.mean(0)) * gain
-    expected = x @ ((weight / scale).round() * scale).T + bias
-    torch.testing.assert_close(y, expected)
+    x, norm = torch.randn(16, 6), layer.batch_norm
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    fused = layer.weight * gain[:, None]
+    scale = fused.abs().max() / 7
+    outputs = x @ ((fused / scale).round() * scale / gain[:, None]).T + layer.bias
+
+    torch.testing.assert_close(model.eval()(x), (outputs - norm.running_mean) * gain + norm.bias)
+    before, mean = norm.running_mean.clone(), outputs.mean(0)
+    expected = (outputs - mean) / (outputs.var(0, correction=0) + norm.eps).sqrt() * norm.weight + norm.bias
+    torch.testing.assert_close(model.train()(x), expected)
+    torch.testing.assert_close(norm.running_mean, before.lerp(mean, norm.momentum))
+
+
+def test_a_channel_of_zero_gain_is_no_nan() -> None:
+    layer = BitLinear(6, 4, quant_config=BitQuantConfig(weight_format="int4", weight_scale="absmax"))
+    model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))))
+    with torch.no_grad():
+        layer.batch_norm.weight[1] = 0
+    y = model.train()(torch.randn(16, 6))
+    y.square().sum().backward()
+    assert torch.equal(y[:, 1], layer.batch_norm.bias[1].expand(16))
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("config", [STATIC, CHANNELS], ids=["layer-wise", "channel-wise"])

@@ -52,6 +52,7 @@ def in_integers(layer: BitLayer, x: Tensor) -> NDArray[np.float32]:
     assert layer.activation_quantizer is not None
     codes = layer.activation_quantizer.quantize(x)
     levels = codes.format.decode(codes.codes()).to(torch.int64)
+    levels = levels if codes.shift is None else levels + codes.shift.to(torch.int64)
     accumulator = layer.operate(levels.double(), layer.qweight.to(torch.int64).double()).to(torch.int64)
     channels = (-1,) + (1,) * (layer.token_dims - 1)
     weight_scale = weight.scale.flatten().reshape(channels) if weight.scale.ndim else weight.scale
@@ -198,8 +199,10 @@ def test_pack_frees_the_float_weight(kind: str, preset: str):
     held = [*layer.parameters(), *layer.buffers()]
     assert all(t.numel() < size for t in held if t.is_floating_point())
     fmt = FORMATS[PRESETS[preset].weight_format]
-    stored = sum(t.numel() for t in held if t.dtype == torch.uint8)
-    assert stored == layer.weight_shape[0] * fmt.packing.row_bytes(size // layer.weight_shape[0])
+    stored = layer.weight_shape[0] * fmt.packing.row_bytes(size // layer.weight_shape[0])
+    assert layer.state_dict()["packed_weight"].numel() == stored
+    assert layer.packed_weight is not None
+    assert layer.packed_weight.numel() == (stored if layer.machine_weight is None else 0), "the weight is held twice"
 
 
 @every_preset
@@ -380,6 +383,19 @@ def test_inputs_of_the_wrong_size_are_refused(preset: str, features: int):
     own, torchs = f"takes 33 features, its input has {features}", "shapes cannot be multiplied"
     with pytest.raises((BitLabError, RuntimeError), match=own if layer.packed_tensor().uniform else torchs):
         layer(x)
+
+
+@torch.no_grad()
+def test_sums_beyond_int32_do_not_wrap():
+    """70,000 products of 8-bit levels: kernels of int32 sums stand back."""
+    config = BitQuantConfig("8bit", "absmax", activation_dtype="uint8", activation_scale="unit")
+    layer = BitLinear(70_000, 2, False, config).eval()
+    layer.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 70_000))
+    x = torch.ones(1, 70_000)
+    expected = layer(x)
+    torch.testing.assert_close(expected, torch.tensor([[-70_000.0, 70_000.0]]))
+    layer.pack()
+    assert torch.equal(layer(x), expected)
 
 
 def test_the_default_is_ternary_weights_and_float_activations():

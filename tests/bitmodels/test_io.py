@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from bitcore import BitLabError
 from bitcore.formats import FORMATS
 from bitcore.presets import PRESETS
-from bitlayers import BitLayer
+from bitlayers import BitLayer, quantize
 from bitmodels import AutoBitModel, load_model, save_model
+from bitmodels.io import load_into, read_header, save_weights
 
 OPTIONS: dict[str, Any] = {"in_channels": 33, "out_channels": 5, "hidden_dims": (17, 9)}
 EXTRA = {"preprocessing": {"size": [16, 16]}, "classes": ["ä", "b"], "accuracy": 0.5}
@@ -92,6 +93,32 @@ def test_files_do_not_depend_on_the_run(tmp_path: Path):
     for name in "ab":
         save_model(model, tmp_path / name, EXTRA)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tied_weights_are_stored_once(tmp_path: Path):
+    """Of layers of one config; with two formats there are two weights."""
+
+    def tied() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(80, 32), nn.Linear(32, 80))
+        model[1].weight = model[0].weight
+        return model
+
+    index = torch.tensor([[3, 1], [79, 0]])
+    same = {"1.packed_weight": "0.packed_weight", "1.weight_scale": "0.weight_scale"}
+    for head, expected in (("bitnet-cnn", same), ("bitnet", {})):  # a scale a channel, a scale a layer
+        path = tmp_path / f"{head}.safetensors"
+        model = quantize(tied(), "bitnet-cnn", {"1": head}).eval()
+        save_weights(model, path)
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+        assert read_header(path)["same"] == expected
+        fields = ("packed_weight", "weight_scale")
+        assert names == {"1.bias", *(f"{i}.{field}" for i in "01" for field in fields)} - set(expected)
+        loaded = tied()
+        load_into(loaded, path)
+        with torch.no_grad():
+            assert torch.equal(loaded(index), model(index))
 
 
 def test_only_zoo_models_can_be_kept(tmp_path: Path):

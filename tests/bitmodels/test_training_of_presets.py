@@ -6,7 +6,7 @@ import torch
 from bitcore.presets import PRESETS
 from bitlayers import clip_latent_weights
 from bitmodels import AutoBitModel
-from bittrain.data import load_dataset
+from bittrain.data import Split, load_dataset
 from bittrain.seeds import generator
 
 # How far below the twin a preset may end. Guessing would be 0.88 below it.
@@ -16,6 +16,8 @@ STOCHASTIC, BINARY_ACTIVATIONS, OTHERS = 0.6, 0.15, 0.05
 def train(preset: str | None) -> float:
     """Trains a small perceptron for 150 steps and returns its test accuracy in eval mode."""
     data = load_dataset("digits")
+    train, test = data.train, data.test
+    assert isinstance(train, Split) and isinstance(test, Split)
     torch.manual_seed(0)
     model = AutoBitModel.from_name(
         "mlp", preset, in_channels=64, out_channels=10, hidden_dims=(64,), batch_norm=True, bias=False
@@ -23,17 +25,17 @@ def train(preset: str | None) -> float:
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
     order = generator(0, "batches")
-    images = data.train.images.float() / 255
+    images = train.images.float() / 255
     for _ in range(150):
         batch = torch.randint(len(images), (256,), generator=order)
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images[batch]), data.train.labels[batch]).backward()
+        torch.nn.functional.cross_entropy(model(images[batch]), train.labels[batch]).backward()
         optimizer.step()
         clip_latent_weights(model)
         schedule.step()
     model.eval()
     with torch.no_grad():
-        return float((model(data.test.images.float() / 255).argmax(1) == data.test.labels).float().mean())
+        return float((model(test.images.float() / 255).argmax(1) == test.labels).float().mean())
 
 
 @pytest.fixture(scope="module")

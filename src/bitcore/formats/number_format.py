@@ -63,6 +63,11 @@ class NumberFormat:
         return self.step > 0 and list(self.levels) == sorted(self.levels)
 
     @property
+    def largest(self) -> int:
+        """The largest magnitude of a level."""
+        return max(-self.low, self.high)
+
+    @property
     def signed(self) -> bool:
         """Whether there are negative levels."""
         return self.low < 0
@@ -76,10 +81,18 @@ class NumberFormat:
                 return dtype
         return torch.int16
 
-    def nearest(self, x: Tensor) -> Tensor:
-        """Rounds float ``x``, in units of the scale, to levels (any shape; the dtype stays). NaN stays NaN."""
+    def nearest(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Rounds float ``x``, in units of the scale, to levels (any shape; the dtype stays). NaN stays NaN.
+
+        Args:
+            x: The values.
+            shift: Integers (any dtype, broadcastable to ``x``) that are added to all levels: returned is the level
+                whose sum with its shift is nearest.
+        """
         if self.step == 1:
-            return round_half_even(x).clamp_(self.low, self.high)
+            x = round_half_even(x)
+            return (x if shift is None else x - shift).clamp_(self.low, self.high)
+        x = x if shift is None else x - shift
         if self.step == 2 and self.low % 2:
             # The inner floor keeps the sign of values so tiny that half of them is zero.
             return (torch.floor(torch.floor(x) / 2) * 2 + 1).clamp(self.low, self.high)

@@ -27,6 +27,11 @@ def clipped_ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tenso
     return (x >= fmt.low) & (x <= fmt.high)
 
 
+def open_ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
+    """LSQ's (arXiv:1902.08153, eq. 5): passes where ``low < x < high``."""
+    return (x > fmt.low) & (x < fmt.high)
+
+
 def half_open_ste(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
     """PACT's (arXiv:1805.06085, eq. 2 and 3): passes where ``low <= x < high``; from ``high`` on it is the clip's."""
     return (x >= fmt.low) & (x < fmt.high)
@@ -45,7 +50,9 @@ def ede(x: Tensor, fmt: NumberFormat, temperature: float = 1.0) -> Tensor:
     return max(1 / temperature, 1) * temperature * (1 - torch.tanh(temperature * x) ** 2)
 
 
-ESTIMATORS: dict[str, Estimator] = {f.__name__: f for f in (ste, clipped_ste, half_open_ste, approx_sign, ede)}
+ESTIMATORS: dict[str, Estimator] = {
+    f.__name__: f for f in (ste, clipped_ste, open_ste, half_open_ste, approx_sign, ede)
+}
 
 
 def ede_temperature(progress: float, low: float = 0.1, high: float = 10.0) -> float:

@@ -14,9 +14,10 @@ from bitcore.formats import NumberFormat
 from bitcore.quantizers.estimators import GradientScale
 from bitcore.quantizers.granularity import Granularity
 from bitcore.quantizers.ranges import ScaleSource
-from bitcore.quantizers.scalers import TTQ_THRESHOLD, mse, twn_survivors
+from bitcore.quantizers.scalers import TTQ_THRESHOLD, shifted_mse, twn_survivors
 
 _SMALLEST = 1e-12
+_SAMPLE = 2**13  # values of a batch that LSQ+'s starting point looks at
 
 
 class Parametric(ScaleSource):
@@ -69,9 +70,10 @@ class Parametric(ScaleSource):
 class Learned(Parametric):
     """A learned step (LSQ, arXiv:1902.08153).
 
-    Starts from ``2 * mean|x| / sqrt(high)``. The value's derivative by the step is ``level − x/step`` inside the range
-    and the outer level beyond it (eq. 3); the gradient is scaled by ``1 / sqrt(n * high)`` (section 2.2), where n is
-    the number of a sample's values, or of the weights that share the step.
+    Starts from ``2 * mean|x| / sqrt(high)``. The value's derivative by the step is ``level − x/step`` strictly inside
+    the range and the outer level from there on (eq. 3); the gradient is scaled by ``1 / sqrt(n * high)`` (section 2.2),
+    where n is the number of a sample's values, or of the weights that share the step. The paper's estimator (eq. 5) is
+    ``open_ste``.
     """
 
     def _create(self, weight_shape: list[int]) -> None:
@@ -84,11 +86,15 @@ class Learned(Parametric):
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the step."""
         step = self._current(self.step, x, fmt)
-        if step.requires_grad and torch.is_grad_enabled():
-            shares = step.numel() if self.of_weight else x.shape[0] if x.ndim else 1
-            count = x.numel() / max(1, shares)
-            step = GradientScale.apply(step, 1 / math.sqrt(max(1, count) * fmt.high))  # type: ignore[assignment]
-        return step.abs().clamp_min(_SMALLEST)
+        return self._scaled(step, x, fmt).abs().clamp_min(_SMALLEST)
+
+    def _scaled(self, parameter: Tensor, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the parameter; its gradient will be scaled."""
+        if not (parameter.requires_grad and torch.is_grad_enabled()):
+            return parameter
+        shares = parameter.numel() if self.of_weight else x.shape[0] if x.ndim else 1
+        count = x.numel() / max(1, shares)
+        return GradientScale.apply(parameter, 1 / math.sqrt(max(1, count) * fmt.high))  # type: ignore[return-value]
 
     @torch.no_grad()
     def reformat(self, old: NumberFormat, new: NumberFormat) -> None:  # noqa: D102
@@ -96,20 +102,38 @@ class Learned(Parametric):
 
 
 class LearnedPlus(Learned):
-    """LSQ+'s learned step (arXiv:2004.09576): LSQ's gradient, better starting points.
+    """LSQ+'s learned step and, for activations, its learned offset β (arXiv:2004.09576).
 
-    Weights start from ``max(|mean − 3 std|, |mean + 3 std|) / high`` (section 4.2), activations from the step with the
-    least squared error on the first batch (eq. 6). The paper's optional offset of activations is left out: integer
-    layers have none, and padded zeros would not be zeros.
+    Levels are shifted by the integer ``z = round(β / step)``: ``value = step * (clip(round(x/step) − z) + z)``. The
+    window of levels moves, the grid of values does not, so that integer layers stay exact and a padded zero adds
+    nothing. With the rounding of z passed straight through, the gradients are the paper's (eq. 4 and 5), of its
+    ``x − β``: by the step ``level − (x/step − z)`` inside the range, else the outer level; by β 0 inside, else 1. Both
+    are scaled as in LSQ. Weights have no offset, as in the paper.
+
+    Weights start from ``max(|mean − 3 std|, |mean + 3 std|) / high`` (section 4.2), activations from the step and the
+    offset with the least squared error on the first batch (eq. 6).
     """
 
-    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+    beta: nn.Parameter | None
+
+    def _create(self, weight_shape: list[int]) -> None:
+        super()._create(weight_shape)
+        self.register_parameter("beta", None if self.of_weight else nn.Parameter(torch.zeros(())))
+
+    def initial(self, x: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the step to start from, and sets the offset."""
+
         def three_deviations(rows: Tensor) -> Tensor:
             return rows.mean(1, keepdim=True).abs() + 3 * rows.std(1, correction=0, keepdim=True)
 
-        if not self.of_weight:
-            return mse(x.reshape(1, -1)[:, :: -(-x.numel() // 2**16)], fmt).reshape(()).clamp_min(1e-8)
-        return (self.granularity.each(three_deviations, x) / fmt.high).clamp_min(1e-8)
+        if self.beta is None:
+            return (self.granularity.each(three_deviations, x) / fmt.high).clamp_min(1e-8)
+        step, shift = shifted_mse(x.flatten()[:: -(-x.numel() // _SAMPLE)], fmt)
+        self.beta.copy_(torch.where(self.batches == 0, step * shift, self.beta))
+        return step
+
+    def offset(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:  # noqa: D102
+        return None if self.beta is None else self._scaled(self.beta, x, fmt)
 
 
 class Pact(Parametric):
@@ -130,7 +154,7 @@ class Pact(Parametric):
         """Returns ``α / high`` (shape ``[]``)."""
         return self._current(self.alpha, x, fmt).abs().clamp_min(_SMALLEST) / fmt.high
 
-    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:  # noqa: D102
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:  # noqa: D102
         return levels if slope is None else torch.where(slope.bool(), 0.0, levels)
 
 
@@ -173,7 +197,7 @@ class Ttq(Parametric):
     def gain(self, levels: Tensor, scale: Tensor) -> Tensor:  # noqa: D102
         return torch.where(levels == 0, torch.ones_like(scale), scale)
 
-    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:  # noqa: D102
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:  # noqa: D102
         return levels
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import Estimator, PowerOfTwo, Surrogate, nearest_power_of_two, ste
+from bitcore.formats import NumberFormat, round_half_even
+from bitcore.quantizers.estimators import Estimator, PowerOfTwo, Surrogate, nearest_power_of_two, open_ste, ste
 from bitcore.quantizers.granularity import spread
 from bitcore.quantizers.ranges import ScaleSource
 from bitcore.quantizers.tensors import QTensor
@@ -16,7 +16,8 @@ from bitcore.quantizers.transforms import Transform, none
 class Quantizer(nn.Module):
     """Quantizes a tensor: ``levels = format.nearest(x / step)``, value ``levels * scale``.
 
-    The step is the scale but for methods with thresholds of their own (TWN, TTQ, Libra). The value of `forward` is
+    The step is the scale but for methods with thresholds of their own (TWN, TTQ, Libra). An offset β of the source
+    (LSQ+) becomes the integer ``shift = round(β / scale)``, which is added to every level. The value of `forward` is
     always ``quantize(x).dequantize()``; only its gradient is the estimator's. Stochastic rounding alone differs, in
     training mode: there `forward` draws the levels and `quantize` takes the nearest.
 
@@ -56,25 +57,33 @@ class Quantizer(nn.Module):
         """Returns levels, scale and format of ``x`` (any shape; the levels carry no gradient)."""
         x = self.transform(x.detach())
         scale = self._scale(x).detach()
-        return QTensor(self.format.nearest(self._units(x, scale)), scale, self.format, self.source.group)
+        shift = self._shift(x, scale)
+        levels = self.format.nearest(self._units(x, scale), shift)
+        return QTensor(levels, scale, self.format, self.source.group, shift)
 
     def fake(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the fake-quantized ``x`` and the compact scale it was quantized by."""
         x = self.transform(x)
         scale = self._scale(x)
         with torch.no_grad():
-            units = self._units(x, scale)
-            levels = self.format.nearest(units + self._noise(units) if self.stochastic and self.training else units)
+            units, shift = self._units(x, scale), self._shift(x, scale)
+            noisy = units + self._noise(units) if self.stochastic and self.training else units
+            levels = self.format.nearest(noisy, shift)
         spread_scale = spread(scale, levels, self.source.group)
-        value = levels * spread_scale.detach()
+        value = (levels if shift is None else levels + shift) * spread_scale.detach()
         if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
             return value, scale
         with torch.no_grad():
+            units = units if shift is None else units - shift
             slope = self.estimator(units, self.format, self.temperature)
-            dscale = self.source.derivative(levels, units, slope) if scale.requires_grad else None
+            dscale = self.source.derivative(levels, units, slope, self.format) if scale.requires_grad else None
             gain = self.source.gain(levels, spread_scale)
             dx = slope if gain is None else gain if slope is None else slope * gain
-        return Surrogate.apply(x, spread_scale, value, dx, dscale), scale  # type: ignore[return-value]
+        fake = Surrogate.apply(x, spread_scale, value, dx, dscale)
+        offset = self.source.offset(x, self.format)
+        if offset is not None:  # it moves what is clipped, nothing else
+            fake = Surrogate.apply(fake, offset, value, None, (~open_ste(units, self.format)).to(value.dtype))
+        return fake, scale  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the fake-quantized ``x``."""
@@ -90,6 +99,10 @@ class Quantizer(nn.Module):
     def _units(self, x: Tensor, scale: Tensor) -> Tensor:
         step = self.source.divisor(x, scale, self.format)
         return x / (spread(step, x, self.source.group) if self.source.group else step)
+
+    def _shift(self, x: Tensor, scale: Tensor) -> Tensor | None:
+        offset = self.source.offset(x, self.format)
+        return None if offset is None else round_half_even(offset.detach() / scale)
 
     def _noise(self, units: Tensor) -> Tensor:
         return (torch.rand_like(units) - 0.5) * self.format.step

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
+from bitcore.quantizers.estimators import open_ste
 from bitcore.quantizers.granularity import Granularity
-from bitcore.quantizers.scalers import STEPS, Scaler, mse, percentile
+from bitcore.quantizers.scalers import STEPS, Scaler, absmax, mse, percentile
 
 _SAMPLE = 2**16  # values of a batch that tracked percentiles and errors look at
 
@@ -34,6 +35,10 @@ class ScaleSource(nn.Module, ABC):
         """Returns, in the scale's shape, what values are divided by before they are rounded: mostly the scale."""
         return scale
 
+    def offset(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:
+        """Returns the real number (shape ``[]``) that the range of ``x`` is moved by, ``None`` for 0: `LearnedPlus`."""
+        return None
+
     def gain(self, levels: Tensor, scale: Tensor) -> Tensor | None:
         """Returns the factor, beside the estimator's, of the gradient to the values; ``None`` for 1."""
         return None
@@ -42,15 +47,16 @@ class ScaleSource(nn.Module, ABC):
         """Keeps the range when the format changes; nothing to do where a range, and not a step, is remembered."""
         return
 
-    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None) -> Tensor:
-        """Returns the derivative of the value by the scale, for learned scales; see `Learned`.
+    def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:
+        """Returns the derivative of the value by the scale, for learned scales: LSQ's (see `Learned`).
 
         Args:
             levels: The levels.
             units: The values in units of the step.
             slope: The estimator's factor.
+            fmt: The format.
         """
-        return levels - (units if slope is None else units * slope)
+        return levels - torch.where(open_ste(units, fmt), units, 0.0)
 
 
 class FromValues(ScaleSource):
@@ -77,6 +83,11 @@ class FromValues(ScaleSource):
         """Makes the scale that ``x`` has now the scale of all values to come."""
         scale = self(x, fmt)
         self.held_scale, self.held_divisor = scale, self.divisor(x, scale, fmt).clone()
+
+    @property
+    def largest_value(self) -> bool:
+        """Whether the scale is ``max|x| / high`` of the values at hand."""
+        return self.scaler is absmax and not self.held
 
     @property
     def held(self) -> bool:

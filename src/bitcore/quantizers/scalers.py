@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from bitcore.errors import BitLabError
-from bitcore.formats import NumberFormat
+from bitcore.formats import NumberFormat, round_half_even
 
 Scaler = Callable[[Tensor, NumberFormat], Tensor]
 QUANTSCALE = 0.25
 PERCENTILE = 0.999
 TWN_THRESHOLD = 0.7
 TTQ_THRESHOLD = 0.05
-# c1, c2 as the paper's authors publish them: for 2^b levels without zero (2bitsym, 4bitsym, 5bitsym; 3 bits are only
-# known so) and for 2^b − 1 levels with zero (ternary, int4, int7, int8).
+# c1, c2 as the paper's authors publish them in IBM's FMS Model Optimizer (fms_mo/quant_refactor/sawb_utils.py): for 2^b
+# levels without zero (2bitsym, 4bitsym, 5bitsym; 3 bits are only known so) and for 2^b − 1 levels with zero (ternary,
+# int4, int7, int8).
 SAWB_COEFFICIENTS = {
     "ternary": (2.6, 1.71),
     "int2": (2.6, 1.71),
@@ -112,12 +113,32 @@ def mse(x: Tensor, fmt: NumberFormat) -> Tensor:
     return best
 
 
+def shifted_mse(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
+    """Returns the scale and the integer shift of the levels with the least squared error, by search (both ``[]``).
+
+    The windows of levels that are tried span the values' range down to a 20th of it, and lie evenly spaced in it.
+
+    Args:
+        x: Values ``[n]``.
+        fmt: The format.
+    """
+    low, high = torch.aminmax(x)
+    span = torch.maximum(high - low, x.abs().amax() * 1e-3).clamp_min(1e-6)
+    shares = torch.linspace(1, 0.05, 40, dtype=x.dtype, device=x.device)[:, None, None]
+    places = torch.linspace(0, 1, 9, dtype=x.dtype, device=x.device)[:, None]
+    scales = span * shares / (fmt.high - fmt.low)
+    shifts = round_half_even((low + span * (1 - shares) * places) / scales) - fmt.low
+    errors = ((fmt.nearest(x / scales, shifts) + shifts) * scales - x).square().mean(-1)
+    best = errors.argmin()
+    return scales.expand_as(shifts).flatten()[best], shifts.flatten()[best]
+
+
 def sawb(x: Tensor, fmt: NumberFormat) -> Tensor:
     """Statistics-aware weight binning (arXiv:1807.06964): clip ``c1 * sqrt(E[w²]) − c2 * E|w|``, scale ``clip / high``.
 
-    The coefficients are regressions of the MSE-optimal clip over common distributions, one pair a format
-    (`SAWB_COEFFICIENTS`). They do not know weights of nearly equal magnitude, of which the formula may even be
-    negative: the clip is never below mean|w|.
+    The coefficients are regressions of the MSE-optimal clip over six distributions (normal, Laplace, uniform, logistic,
+    triangle, von Mises), one pair a format (`SAWB_COEFFICIENTS`). They do not know weights of nearly equal magnitude,
+    of which the formula may even be negative: the clip is never below mean|w|.
 
     Raises:
         BitLabError: If the format has no coefficients.

@@ -13,7 +13,7 @@ from bitcore.quantizers.granularity import spread
 
 @dataclass(frozen=True)
 class QTensor:
-    """A quantized tensor: ``value = levels * scale``, the scale spread to the levels' shape.
+    """A quantized tensor: ``value = (levels + shift) * scale``, the scale spread to the levels' shape.
 
     Attributes:
         levels: Integer levels in a floating-point dtype (so that integer sums run on the fast float paths).
@@ -21,12 +21,14 @@ class QTensor:
             than the levels) two, for levels above and below 0.
         format: The number format whose levels these are.
         group: Values of a row that share a scale; 0 for no groups.
+        shift: An integer (floating-point dtype, shape ``[]``), ``None`` for 0.
     """
 
     levels: Tensor
     scale: Tensor
     format: NumberFormat
     group: int = 0
+    shift: Tensor | None = None
 
     @property
     def uniform(self) -> bool:
@@ -34,8 +36,12 @@ class QTensor:
         return not self.group and self.scale.ndim <= self.levels.ndim
 
     def dequantize(self) -> Tensor:
-        """Returns ``levels * scale``."""
-        return self.levels * spread(self.scale, self.levels, self.group)
+        """Returns ``(levels + shift) * scale``."""
+        return self.shifted() * spread(self.scale, self.levels, self.group)
+
+    def shifted(self) -> Tensor:
+        """Returns ``levels + shift``: the integers that are multiplied."""
+        return self.levels if self.shift is None else self.levels + self.shift
 
     def codes(self) -> Tensor:
         """Returns the uint8 codes (indices into the format's levels)."""

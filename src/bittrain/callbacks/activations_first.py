@@ -14,10 +14,11 @@ class TwoStageBinarization(StagedQuantization):
 
     Args:
         share: Of the training, that the first stage takes.
+        restart: Whether the learning rate's schedule begins anew with the second.
     """
 
-    def __init__(self, *, share: float = 0.5) -> None:
-        super().__init__()
+    def __init__(self, *, share: float = 0.5, restart: bool = True) -> None:
+        super().__init__(restart)
         if not 0 < share < 1:
             raise BitLabError(f"method two-stage: share must lie between 0 and 1, not {share:g}")
         self.share = share

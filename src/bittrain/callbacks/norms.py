@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -20,21 +21,28 @@ class FusedBatchNorm(Callback):
     The saved model has the batch norms folded in.
 
     Args:
+        start: Epochs of ordinary batch norm before.
         freeze: Epochs after which the running statistics are used and stay; 0 for never.
     """
 
-    def __init__(self, *, freeze: int = 0) -> None:
+    def __init__(self, *, start: int = 0, freeze: int = 0) -> None:
         super().__init__()
-        self.freeze = freeze
+        self.start, self.freeze = start, freeze
 
     def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
-        """Fuses, before a checkpoint is loaded and before the optimizer is made.
+        """Checks that there is something to fuse; does it where no epoch comes before.
 
         Raises:
             BitLabError: There is nothing to fuse.
         """
-        if not trains_fused(train_fused(pl_module.model)):
+        model = pl_module.model if self.start == 0 else copy.deepcopy(pl_module.model)
+        if not trains_fused(train_fused(model)):
             raise BitLabError("method fused-batch-norm: no bit layer has a batch norm behind it; leave the method out")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+        """Fuses when its time has come; the parameters stay the same ones, so the optimizer keeps its hold on them."""
+        if self.start == trainer.current_epoch > 0:
+            train_fused(pl_module.model)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Keeps the statistics frozen."""

@@ -50,6 +50,7 @@ class ProgressiveQuantization(StagedQuantization):
         teacher: Whether there is a self-teacher.
         temperature: Of its logits.
         alpha: Their share in the loss.
+        restart: Whether the learning rate's schedule begins anew with every stage and phase.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class ProgressiveQuantization(StagedQuantization):
         teacher: bool = True,
         temperature: float = 4.0,
         alpha: float = 0.5,
+        restart: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(restart)
         try:
             self.bits = [int(b) for b in bits.split(",")]
         except ValueError:

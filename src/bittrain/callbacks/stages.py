@@ -22,12 +22,17 @@ class StagedQuantization(Callback, ABC):
 
     Until then the model counts as provisional: none of its checkpoints is the best one.
 
+    Args:
+        restart: Whether the learning rate's schedule begins anew with every stage, as in the papers: a function of the
+            epoch, so a resumed run has the same.
+
     Attributes:
         stage: The present stage; -1 before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, restart: bool) -> None:
         super().__init__()
+        self.restart = restart
         self.stage = -1
         self._final: dict[str, BitQuantConfig] = {}
         self._starts: list[int] = []
@@ -50,6 +55,8 @@ class StagedQuantization(Callback, ABC):
         """
         self._final = {n: m.quant_config for n, m in pl_module.model.named_modules() if isinstance(m, BitLayer)}
         self._starts = stage_starts([length for length, _ in self.plan()], trainer.max_epochs or 1, type(self).__name__)
+        if self.restart:
+            pl_module.restart_schedule(self._starts)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Begins the stage that the epoch belongs to."""

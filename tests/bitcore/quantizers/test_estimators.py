@@ -19,6 +19,7 @@ from bitcore.quantizers.estimators import (
     ede,
     half_open_ste,
     nearest_power_of_two,
+    open_ste,
     ste,
 )
 
@@ -44,10 +45,11 @@ def slope(estimator: Estimator, x: Tensor, fmt: NumberFormat, temperature: float
 
 @every_format
 def test_straight_through_estimators(fmt: NumberFormat):
-    """ste: everywhere; clipped_ste: inside and on the borders; half_open_ste: no longer on the upper one."""
+    """ste: everywhere; clipped_ste: on the borders too; half_open_ste: not on the upper one; open_ste: on neither."""
     x = probe(fmt)
     assert slope(ste, x, fmt) == [1.0] * len(x)
     assert slope(clipped_ste, x, fmt) == [float(fmt.low <= v <= fmt.high) for v in x.tolist()]
+    assert slope(open_ste, x, fmt) == [float(fmt.low < v < fmt.high) for v in x.tolist()]
     assert slope(half_open_ste, x, fmt) == [float(fmt.low <= v < fmt.high) for v in x.tolist()]
 
 

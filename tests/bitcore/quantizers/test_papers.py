@@ -114,7 +114,7 @@ def test_lsq_of_weights(case: str, granularity: str, kind: str):
     count = {"per_tensor": 48, "per_channel": 12, "per_group": 4}[granularity]
     rows = [12, 12, 4][WEIGHT_GRANULARITIES.index(granularity)]
     units = w / source.step.detach().reshape(-1, 1).repeat_interleave(rows, 1).reshape(-1, 12)
-    inside = units.abs() <= 3
+    inside = units.abs() < 3
     torch.testing.assert_close(latent, incoming * inside)
     terms = incoming * torch.where(inside, fmt.nearest(units) - units, 3 * units.sign())
     expected = terms.reshape(-1, count).sum(1) / math.sqrt(count * 3)
@@ -142,16 +142,65 @@ def test_a_learned_weight_scale_that_never_trained_follows_the_weight_and_change
     assert all(torch.equal(v, before[k]) for k, v in quantizer.state_dict().items())
 
 
-def test_lsq_plus_activations_start_from_the_least_squared_error():
-    quantizer = activation_quantizer("lsq-4", activation_scale="learned_plus")
-    assert isinstance(quantizer.source, LearnedPlus)
-    x, fmt = torch.randn(64, 50, dtype=FLOAT64).relu(), FORMATS["uint4"]
+@pytest.mark.parametrize("values", ["relu", "gelu", "normal", "far"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_lsq_plus_activations_start_from_the_least_squared_error(bits: int, values: str):
+    fmt = FORMATS[f"uint{bits}"]
+    quantizer = activation_quantizer(f"lsq-plus-{bits}")
+    normal = torch.randn(64, 50, dtype=FLOAT64)
+    x = {"relu": normal.relu(), "gelu": nn.functional.gelu(normal), "normal": normal, "far": 100 + normal}[values]
 
-    def error(scale: Tensor | float) -> float:
-        return float((fmt.nearest(x / scale) * scale - x).square().mean())
+    def error(scale: float, shift: int) -> float:
+        levels = (x / scale).round().clamp(shift, fmt.high + shift)
+        return float((levels * scale - x).square().mean())
 
-    scale = quantizer.scale(x).detach()
-    assert error(scale) <= 1.01 * min(error(s * float(x.max()) / 15) for s in torch.linspace(0.1, 1, 300).tolist())
+    span = float(x.max() - x.min())
+    best = min(
+        error(scale, shift)
+        for scale in (span / fmt.high * torch.linspace(0.05, 1, 60)).tolist()
+        for shift in range(math.floor(float(x.min()) / scale), math.ceil(float(x.max()) / scale) - fmt.high + 2)
+    )
+    codes = quantizer.quantize(x)
+    assert codes.shift is not None
+    assert error(float(codes.scale), int(codes.shift)) <= 1.08 * best
+    expected = (x / codes.scale).round().clamp(int(codes.shift), fmt.high + int(codes.shift)) * codes.scale
+    torch.testing.assert_close(quantizer(x).detach(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["uint2", "uint4", "uint8", "int4", "ternary", "binary", "4bitsym"])
+@pytest.mark.parametrize("beta", [0.0, -0.28, 3.7, -40.0])
+def test_lsq_plus(name: str, beta: float):
+    """arXiv:2004.09576, eq. 4 and 5, with β a multiple of the step: so it is the paper's own quantizer.
+
+    The derivatives by step and offset are those of ``round(clip((x − β)/s, low, high)) s + β``.
+    """
+    fmt, step = FORMATS[name], 0.25
+    quantizer = activation_quantizer("lsq-plus-4", activation_dtype=name).eval()
+    source = quantizer.source
+    assert isinstance(source, LearnedPlus) and source.beta is not None
+    nn.init.constant_(source.step, step)
+    nn.init.constant_(source.beta, beta)
+    shift = round(beta / step)
+    edges = torch.tensor([fmt.low, fmt.high, fmt.low - 0.5, fmt.high + 0.5, 0, fmt.low + 0.5, 99, -99], dtype=FLOAT64)
+    v = torch.cat([edges, torch.randn(56, dtype=FLOAT64) * fmt.high])  # (x − β) / s
+    x = ((v + shift) * step).reshape(4, 16)
+    value, incoming, latent = gradient(quantizer, x)
+    inside = ((v > fmt.low) & (v < fmt.high)).reshape(4, 16)
+    v = v.reshape(4, 16)
+    assert fmt.step != 1 or torch.equal(value, (x / step).round().clamp(fmt.low + shift, fmt.high + shift) * step)
+    levels = value / step - shift
+    assert bool((levels - v).abs()[inside].max() <= fmt.step / 2) and set(levels.unique().tolist()) <= set(fmt.levels)
+    torch.testing.assert_close(latent, incoming * inside)
+    scale = 1 / math.sqrt(16 * fmt.high)
+    expected = scale * (incoming * torch.where(inside, levels - v, levels)).sum()
+    assert source.step.grad is not None and source.beta.grad is not None
+    torch.testing.assert_close(source.step.grad, expected)
+    torch.testing.assert_close(source.beta.grad, scale * incoming[~inside].sum())
+
+
+def test_lsq_plus_weights_have_no_offset():
+    quantizer = weight_quantizer(get_preset("lsq-plus-4"))
+    assert quantizer.quantize(weights()["normal"]).shift is None and len(list(quantizer.parameters())) == 1
 
 
 @pytest.mark.parametrize("name", ["uint2", "uint4", "uint8", "int4"])

@@ -53,6 +53,7 @@ def check(quantizer: Quantizer, x: Tensor, label: str) -> None:
     assert bool((codes.scale > 0).all()) and bool(torch.isfinite(codes.scale).all()), label
     assert not codes.scale.requires_grad and not codes.levels.requires_grad
     assert torch.equal(codes.integers().to(x.dtype), codes.levels), label
+    assert codes.shift is None or float(codes.shift) == round(float(codes.shift)), label
     assert torch.equal(codes.format.decode(codes.codes()).to(x.dtype), codes.levels), label
     if quantizer.pow2:
         assert bool((torch.frexp(codes.scale).mantissa == 0.5).all()), label

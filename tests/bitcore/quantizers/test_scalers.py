@@ -189,6 +189,35 @@ def test_sawbs_coefficients_are_near_the_least_squared_error(name: str, values):
     assert squared_error(x, sawb(x[None], FORMATS[name])[0], FORMATS[name]) <= best_error(x, FORMATS[name]) * tolerance
 
 
+def sawb_distributions(n: int = 2048) -> list[Tensor]:
+    """Quantiles of the six distributions that the paper fits its coefficients on."""
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    v = 2 * u - 1
+    angles = torch.linspace(-math.pi, math.pi, 8001, dtype=torch.float64)
+    density = torch.exp(2 * torch.cos(angles)).cumsum(0)
+    von_mises = torch.from_numpy(np.interp(u, density / density[-1], angles))
+    triangle = v.sign() * (1 - torch.sqrt(1 - v.abs()))
+    return [normal_values(n), laplace_values(n), v, torch.log(u / (1 - u)), triangle, von_mises]
+
+
+@pytest.mark.parametrize("name", SAWB_COEFFICIENTS)
+def test_sawbs_coefficients_are_the_regression_of_the_best_clip(name: str):
+    """Regressed anew: clip / E|w| of least squared error over sqrt(E[w²]) / E|w|. From 7 bits on the tails decide."""
+    fmt, (c1, c2) = FORMATS[name], SAWB_COEFFICIENTS[name]
+    ratios, clips = [], []
+    for x in sawb_distributions():
+        mean = x.abs().mean()
+        scales = torch.linspace(0.05, 1.3, 200, dtype=torch.float64) * x.abs().max() / fmt.high
+        errors = (fmt.nearest(x / scales[:, None]) * scales[:, None] - x).square().mean(1)
+        ratios.append(float(x.square().mean().sqrt() / mean))
+        clips.append(float(scales[errors.argmin()] * fmt.high / mean))
+    fit = np.polyval(np.polyfit(ratios, clips, 1), ratios)
+    published = c1 * np.array(ratios) - c2
+    np.testing.assert_allclose(published, fit, rtol=0.06 if fmt.bits <= 5 else 0.35)
+    if fmt.bits <= 5:
+        np.testing.assert_allclose(published, clips, rtol=0.15)
+
+
 @pytest.mark.parametrize("name", SAWB_COEFFICIENTS)
 def test_sawb_of_equal_weights_covers_them(name: str):
     scale = float(sawb(torch.full((1, 9), -0.3, dtype=torch.float64), FORMATS[name]))
