@@ -30,7 +30,9 @@ class Mismatch:
 
     def __str__(self) -> str:
         """Returns one line."""
-        return f"sample {self.sample}, output {self.output}: the interpreter says {self.expected}, the C {self.got}"
+        return (
+            f"sample {self.sample}, output {self.output}: the interpreter says {self.expected}, the network {self.got}"
+        )
 
 
 @dataclass(frozen=True)

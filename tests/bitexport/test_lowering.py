@@ -1,22 +1,26 @@
 """The integer graph of a model computes what the model computes with fake quantization."""
 
 import copy
+import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS
-from bitcore.graph import Graph, Requantize, Threshold
+from bitcore.graph import Conv2d, Graph, Linear, Lookup, Requantize, Threshold, plan_memory
 from bitcore.presets import PRESETS
 from bitcore.quantizers import Quantizer
 from bitexport import lower
 from bitlayers.base import BitLayer
 from bitlayers.convert import pack, quantize
+from bitlayers.fusion import fuse_batchnorm, train_fused
 from bitmodels import AutoBitModel
 from networks import CONV_SHAPE, convolutional, perceptron, train_a_little
 
@@ -66,18 +70,22 @@ def assert_equal(model: nn.Module, x: Tensor) -> Graph:
 def assert_close(model: nn.Module, x: Tensor, steps: float = 1, share: float = 0.02) -> Graph:
     """Where a multiplier rounds, codes differ by one now and then, and outputs by little."""
     graph, got, real = run(model, x)
-    codes = hidden_codes(model, x)
-    values = dict(graph.trace(graph.input.quantize(x)))
-    layers = [name for name in codes if f"{name}.input" in values]
-    assert layers, "a hidden layer"
-    first = np.abs(values[f"{layers[0]}.input"] - codes[layers[0]])
-    assert first.max() <= steps, f"{layers[0]}: codes differ by {first.max()}"
+    codes, read = hidden_codes(model, x), codes_read(graph, x)
+    layer = list(read)[1]  # the first hidden one
+    first = np.abs(read[layer].reshape(codes[layer].shape) - codes[layer])
+    assert first.max() <= steps, f"{layer}: codes differ by {first.max()}"
     assert (first > 0).mean() <= share
     assert graph.output_scale is not None
-    span = np.abs(real).max()
-    assert np.abs(got * graph.output_scale - real).max() <= 0.05 * span
+    error = np.abs(got * graph.output_scale - real) / np.abs(real).max()
+    assert error.max() <= 0.2 and (error > 0.05).mean() <= share
     assert (got.argmax(1) == real.argmax(1)).mean() >= 0.97
     return graph
+
+
+def codes_read(graph: Graph, x: Tensor) -> dict[str, np.ndarray]:
+    """The codes that each layer with weights reads in a graph, by the layer's name."""
+    values = dict(graph.trace(graph.input.quantize(x)))
+    return {node.name: values[node.inputs[0]] for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))}
 
 
 def hidden_codes(model: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
@@ -216,14 +224,11 @@ def test_thresholds_are_exact(activation: str, pow2: bool) -> None:
 
 def check_codes(model: nn.Module, graph: Graph, x: Tensor) -> None:
     """Every activation of every layer equals the model's."""
-    values = dict(graph.trace(graph.input.quantize(x)))
-    compared = 0
-    for name, codes in hidden_codes(model, x).items():
-        if f"{name}.input" in values:
-            got = values[f"{name}.input"]
-            assert np.array_equal(got.reshape(codes.shape), codes), name
-            compared += 1
-    assert compared >= 2
+    read, codes = codes_read(graph, x), hidden_codes(model, x)
+    assert list(read) == list(codes)
+    assert len(read) > 2
+    for name, got in read.items():
+        assert np.array_equal(got.reshape(codes[name].shape), codes[name]), name
 
 
 @pytest.mark.parametrize("activation", ["binary", "uint1", "uint2", "uint4", "2bitsym"])
@@ -235,7 +240,7 @@ def test_convolutions_with_thresholds_are_exact(activation: str, pool: bool) -> 
     for weight in ("ternary", "4bitsym", "binary"):
         config = config.replace(weight_format=weight)
         model = convolutional(config, bias=True, batch_norm=True, pool=pool, activation=act)
-        train_a_little(model, x, negative_gammas=not pool)
+        train_a_little(model, x, negative_gammas=True)
         graph = assert_equal(model, x)
         kinds = [node.op.kind for node in graph.nodes]
         assert kinds.count("threshold") == 3 and kinds.count("conv2d") == 3
@@ -306,9 +311,218 @@ def test_a_model_may_end_in_batch_norm_or_relu() -> None:
     for last in (nn.BatchNorm1d(5), nn.ReLU(), nn.ReLU6()):
         config = STATIC.replace(activation_dtype="uint4")
         model = nn.Sequential(perceptron(config), last)
-        graph, got, real = run(train_a_little(model, x), x)
+        graph, got, real = run(train_a_little(model, x, negative_gammas=True), x)
         assert graph.output_scale is not None
         assert np.abs(got * graph.output_scale - real).max() <= graph.output_scale + 1e-6 * np.abs(real).max()
+
+
+# ---- real-valued sums: residual connections and average pools ------------------------------------------------------
+
+
+def no_multiplication(graph: Graph) -> bool:
+    return graph.multiplications() == 0
+
+
+class Block(nn.Module):
+    """A residual block, written as torch code is."""
+
+    def __init__(self, k: int, n: int, stride: int = 1, norm: bool = True) -> None:
+        super().__init__()
+        make = nn.BatchNorm2d if norm else nn.Identity
+        self.conv1, self.bn1 = nn.Conv2d(k, n, 3, stride, 1, bias=not norm), make(n)
+        self.conv2, self.bn2 = nn.Conv2d(n, n, 3, 1, 1, bias=not norm), make(n)
+        self.down = nn.Sequential(nn.Conv2d(k, n, 1, stride, bias=not norm), make(n)) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        y += x if self.down is None else self.down(x)
+        return functional.relu(y)
+
+
+class Residual(nn.Module):
+    """Stem, blocks, mean over the map, classifier."""
+
+    def __init__(self, norm: bool = True, blocks: int = 2, bias: bool = True) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(2, 4, 3, padding=1, bias=bias), nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.blocks = nn.Sequential(*(Block(4, 4, norm=norm) for _ in range(blocks)), Block(4, 6, 2, norm))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn(self.stem(x))), 2)
+        return self.head(self.blocks(x).mean((2, 3)))
+
+
+MAPS = (2, 16, 16)
+
+
+def test_a_residual_network_with_powers_of_two_is_the_models_to_the_bit() -> None:
+    """What the streams hold fits 15 bits, so nothing is lost on the way, and shifts are all that is needed."""
+    x = samples(MAPS, 40)
+    config = STATIC.replace(weight_format="ternary", weight_scale="absmean", activation_dtype="uint5")
+    graph = assert_equal(train_a_little(quantize(Residual(norm=False), config), x), x)
+    assert no_multiplication(graph)
+    kinds = [node.op.kind for node in graph.nodes]
+    assert (kinds.count("add"), kinds.count("sumpool2d"), kinds.count("maxpool2d")) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (5, 7)])
+def test_averages_of_any_window_need_no_multiplication(window: tuple[int, int]) -> None:
+    """1/9 and 1/35 become thresholds, found in the model's own arithmetic."""
+    model = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(2, 6, 3), act=nn.ReLU(), pool=nn.AvgPool2d(window), flat=nn.Flatten())
+    )
+    model.append(nn.Linear(model(torch.zeros(1, *MAPS)).shape[1], 5))
+    x = samples(MAPS, 40)
+    config = STATIC.replace(weight_format="ternary", weight_scale="absmean")
+    graph = assert_equal(train_a_little(quantize(model, config), x), x)
+    assert no_multiplication(graph)
+    assert any(isinstance(node.op, Threshold) for node in graph.nodes) == (window != (1, 1))
+
+
+@pytest.mark.parametrize("preset", ["w8a8", "pact-sawb-4", "mcu-ternary-static", "mcu-8bit-static", "lsq-3"])
+@pytest.mark.parametrize("norm", [True, False])
+def test_residual_networks_are_close(preset: str, norm: bool) -> None:
+    x = samples(MAPS, 60).clamp(-3, 3)
+    model = train_a_little(quantize(Residual(norm), preset), x, 5, negative_gammas=norm)
+    graph, got, real = run(model, x)
+    assert graph.output_scale is not None
+    error = np.abs(got * graph.output_scale - real) / np.abs(real).max()
+    assert error.mean() <= 0.02
+    assert error.max() <= 0.3
+    maps = [node for node in graph.nodes if len(node.type.shape) == 3 and node.type.size > 6]
+    stored = {step.target for step in plan_memory(graph).steps}
+    assert all(node.type.item_bytes < 4 for node in maps if node.name in stored), "no map is kept in int32"
+
+
+def test_the_deviation_on_a_grid_is_bounded_as_documented() -> None:
+    """A value on its grid is off by at most one step; a sum by at most one for each operand."""
+    x = samples(MAPS, 60).clamp(-3, 3)
+    model = train_a_little(quantize(Residual(blocks=1), PRESETS["w8a8"]), x, 5)
+    graph = lower(model, MAPS)
+    values = dict(graph.trace(graph.input.quantize(x)))
+    with torch.no_grad():
+        stem = functional.max_pool2d(functional.relu(model.bn(model.stem(x))), 2).numpy()  # type: ignore[operator]
+    [pool] = [node for node in graph.nodes if node.op.kind == "maxpool2d"]
+    step = stem.max() / values[pool.name].max()
+    step = 2.0 ** round(math.log2(step))
+    assert stem.max() / step > 2**9, "fine, though 16 deviations have to fit"
+    assert np.abs(values[pool.name] * step - stem).max() <= step
+
+
+def test_a_shared_input_is_quantized_once_for_equal_quantizers() -> None:
+    x = samples(MAPS, 40)
+    model = train_a_little(quantize(Residual(blocks=0), "w8a8"), x)
+    graph = lower(model, MAPS)
+    read = {node.name: node.inputs for node in graph.nodes}
+    assert read["blocks.0.conv1"] == read["blocks.0.down.0"]
+    model.blocks[0].conv1.activation_quantizer.source.range.mul_(2)  # type: ignore[index, union-attr, operator]
+    graph = lower(model, MAPS)
+    read = {node.name: node.inputs for node in graph.nodes}
+    assert read["blocks.0.conv1"] != read["blocks.0.down.0"]
+    kinds = {node.name: node for node in graph.nodes}
+    shared = {kinds[read[name][0]].inputs for name in ("blocks.0.conv1", "blocks.0.down.0")}
+    assert len(shared) == 1, "both read one map, in int16"
+    assert kinds[shared.pop()[0]].type.storage == "int16"
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_concatenations(fuse: bool) -> None:
+    class Fire(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze, self.a, self.b = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 3, padding=1)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.squeeze(x))
+            x = torch.cat([self.a(x), self.b(x)], 1).relu()
+            return self.head(functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
+
+    x = samples(MAPS, 40)
+    config = STATIC if fuse else STATIC.replace(weight_scale_pow2=False, activation_scale_pow2=False)
+    model = train_a_little(quantize(Fire(), config), x)
+    graph = assert_equal(model, x) if fuse else assert_close(model, x)
+    assert [node.op.kind for node in graph.nodes].count("concat") == 1
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.Mish])
+@pytest.mark.parametrize("pow2", [True, False])
+def test_any_activation_function_is_a_table(activation: type[nn.Module], pow2: bool) -> None:
+    """Codes differ by what half a step of the 256 points makes: they also span the tail of negative values."""
+    x = samples(SHAPE).clamp(-3, 3)
+    config = STATIC.replace(activation_dtype="int8", activation_scale_pow2=pow2, weight_scale_pow2=pow2)
+    model = train_a_little(perceptron(config, bias=True, activation=activation), x)
+    graph, got, real = run(model, x)
+    codes, read = hidden_codes(model, x), codes_read(graph, x)
+    first = np.abs(read["fc1"] - codes["fc1"])
+    assert first.max() <= (4 if pow2 else 2)
+    assert first.mean() <= 1
+    assert graph.output_scale is not None
+    assert np.abs(got * graph.output_scale - real).mean() <= 0.02 * np.abs(real).max()
+    lookups = [node for node in graph.nodes if isinstance(node.op, Lookup)]
+    assert len(lookups) == 2
+    assert no_multiplication(graph) == pow2
+
+
+def test_functions_and_methods_are_the_modules_of_the_same_meaning() -> None:
+    class Calls(nn.Module):
+        def __init__(self, calls: bool) -> None:
+            super().__init__()
+            self.calls = calls
+            self.a, self.b, self.c = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 3, 1)
+            self.head = nn.Linear(12, 5)
+            self.relu, self.six, self.tanh = nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2, 2)
+            self.maximum, self.mean, self.last = nn.MaxPool2d(2), nn.AvgPool2d((2, 3), 2), nn.AdaptiveAvgPool2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.calls:
+                x = functional.max_pool2d(self.a(x).relu(), 2)
+                x = functional.avg_pool2d(functional.relu6(self.b(x)), (2, 3), stride=2)
+                x = functional.adaptive_avg_pool2d(self.c(x).clamp(-2, max=2), 2)
+                return self.head(functional.dropout(x, 0.5, training=self.training).flatten(1))
+            x = self.maximum(self.relu(self.a(x)))
+            x = self.mean(self.six(self.b(x)))
+            return self.head(torch.flatten(self.last(self.tanh(self.c(x))), start_dim=1))
+
+    shape = (2, 16, 24)
+    x = samples(shape, 40)
+    model = train_a_little(quantize(Calls(True), STATIC), x)
+    twin = quantize(Calls(False), STATIC).eval()
+    twin.load_state_dict(model.state_dict())
+    one, two = lower(model, shape), lower(twin, shape)
+    assert [node.op.kind for node in one.nodes] == [node.op.kind for node in two.nodes]
+    codes = one.input.quantize(x)
+    assert np.array_equal(one.run(codes), two.run(codes))
+
+
+def test_batch_norm_behind_an_activation_function() -> None:
+    x = samples(SHAPE).clamp(-3, 3)
+    layers = (nn.Flatten(), nn.Linear(24, 13), nn.ReLU(), nn.BatchNorm1d(13), nn.Linear(13, 9), nn.Linear(9, 5))
+    assert_close(train_a_little(quantize(nn.Sequential(*layers), "w8a8"), x), x)
+
+
+@pytest.mark.parametrize("name", ["netcnn", "resnet20", "birealnet20", "reactnet20"])
+def test_networks_of_the_zoo(name: str) -> None:
+    options: dict = {"widths": (4, 8, 8, 8), "blocks": 2} if name == "netcnn" else {"width": 4}
+    x = samples((1 if name == "netcnn" else 3, 16, 16), 6).clamp(-3, 3)
+    model = AutoBitModel.from_name(name, "pact-sawb-4", **options)
+    graph, got, real = run(train_a_little(model, x, 2), x)
+    assert graph.output_scale is not None
+    assert np.abs(got * graph.output_scale - real).mean() <= 0.05 * np.abs(real).max()
+
+
+def test_netcnn_with_fused_batch_norm_and_powers_of_two_needs_no_multiplication() -> None:
+    """Batch norm fused in training, power-of-two scales: depthwise, residual, pooled; all in shifts, to the bit."""
+    config = PRESETS["bitnet-cnn-p2"].replace(
+        activation_dtype="int8", activation_scale="tracked", activation_scale_pow2=True
+    )
+    for size in (28, 24):  # windows of 4×4 and of 3×3
+        x = samples((1, size, size), 20).clamp(-3, 3)
+        model = AutoBitModel.from_name("netcnn", config, widths=(4, 8, 8, 12), blocks=2, in_channels=1)
+        train_fused(model)
+        graph = assert_equal(fuse_batchnorm(train_a_little(model, x)), x)
+        assert no_multiplication(graph)
 
 
 # ---- what tracing leaves alone -------------------------------------------------------------------------------------

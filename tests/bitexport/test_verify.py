@@ -1,13 +1,13 @@
 """Verification finds every difference, and says where."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bitcore.errors import BitLabError
-from bitcore.graph import Graph
+from bitcore.graph import Graph, IntTensor, Linear
 from bitexport.targets import TARGETS, Artifact, CTarget
 from bitexport.verify import Mismatch, compare
 from networks import extreme_codes, random_chain
@@ -29,14 +29,25 @@ def test_equal_networks(target: str, tmp_path: Path) -> None:
     assert np.array_equal(found.target_scores, found.scores)
 
 
+def with_another_weight(graph: Graph, layer: str, row: int, column: int, step: int) -> Graph:
+    """The same graph, but for one weight."""
+    nodes = []
+    for node in graph.nodes:
+        if node.name == layer:
+            assert isinstance(node.op, Linear)
+            levels = node.op.levels.copy()
+            levels[row, column] += step
+            op = replace(node.op, levels=levels)
+            node = replace(node, op=op, type=op.infer(IntTensor((levels.shape[1],), -127, 127)))
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
+
+
 def test_one_flipped_weight_is_found(tmp_path: Path) -> None:
-    graph, artifact = export(tmp_path)
-    source = artifact.folder / "net.c"
-    text = source.read_text()
-    found = re.search(r"fc1_weight\[\d+\] = \{\s*(\d+)", text)
-    assert found is not None
-    changed = str(int(found[1]) ^ 64)
-    source.write_text(text[: found.start(1)] + changed + text[found.end(1) :])
+    graph, _ = export(tmp_path)
+    [before] = [int(node.op.levels[0, 0]) for node in graph.nodes if node.name == "fc1" and isinstance(node.op, Linear)]
+    step = 64 if before < 0 else -64
+    artifact = CTarget().emit(with_another_weight(graph, "fc1", 0, 0, step), tmp_path / "changed", "net")
     codes = extreme_codes(graph, 60)
     hidden = dict(graph.trace(codes))["fc1.input"]
     reads = np.flatnonzero(hidden[:, 0])  # the first weight of the first output meets the first hidden value
@@ -53,26 +64,23 @@ def test_one_flipped_weight_is_found(tmp_path: Path) -> None:
     assert (first.sample, first.output) == (differing[0], 0)
     assert first.sample >= 2
     assert first.expected == expected[differing[0], 0]
-    step = int(changed) - int(found[1])
     assert first.got == first.expected + step * values[differing[0]]
     assert f"sample {first.sample}, output 0" in str(first)
     assert str(first.expected) in str(first) and str(first.got) in str(first)
 
 
 def test_a_difference_in_one_output_that_changes_no_class_counts(tmp_path: Path) -> None:
-    graph, artifact = export(tmp_path)
-    source = artifact.folder / "net.c"
-    text = source.read_text()
-    call = "_run_in(input, output, arena);\n"
-    assert call in text
-    source.write_text(text.replace(call, f"{call}    output[3] += input[8] == 17;\n"))
+    graph = random_chain(np.random.default_rng(0), ["4bitsym"], [], [9, 4], "int8")
+    changed = with_another_weight(graph, "fc0", 3, 8, 2)
+    artifact = CTarget().emit(changed, tmp_path / "net", "net")
     codes = extreme_codes(graph, 60)
     codes[:, 8] = 0
-    codes[41, 8] = 17
+    codes[41, 8] = 1
+    assert np.array_equal(graph.run(codes).argmax(1), changed.run(codes).argmax(1))
     result = compare(graph, CTarget(), artifact, codes)
     expected = int(graph.run(codes)[41, 3])
     assert result.mismatches == 1
-    assert result.first == Mismatch(41, 3, expected, expected + 1)
+    assert result.first == Mismatch(41, 3, expected, expected + 2)
 
 
 def test_no_samples_are_no_proof(tmp_path: Path) -> None:

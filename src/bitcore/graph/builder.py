@@ -1,67 +1,59 @@
 """From layers to integers: values that know how a real number is read from them, and their requantization.
 
 While a model is lowered, batch norm, ReLU and the scales of weights and activations are not operations: they
-accumulate in a `Value` and fold into one Requantize, Threshold or NormShift where the next layer quantizes.
+accumulate in a `Value` and fold into one Requantize, Threshold, Lookup or NormShift where the next layer quantizes.
+Real-valued sums (residual connections, average pools) need integers of one common unit: there a value is brought to a
+grid of at most 16 bits (`GraphBuilder.materialize`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat, round_half_even
-from bitcore.graph.graph import Graph, InputSpec, Node
-from bitcore.graph.ops import Conv2d, Flatten, Ints, Linear, MaxPool2d, NormShift, Op, Requantize, Threshold
-from bitcore.graph.types import INT32, IntTensor
+from bitcore.graph.fixed_point import (
+    OUTPUT_BITS,
+    Reals,
+    is_power_of_two,
+    power_of_two_above,
+)
+from bitcore.graph.graph import Graph, InputSpec
+from bitcore.graph.lookup import useful_interval
+from bitcore.graph.nodes import NodeBuilder
+from bitcore.graph.ops import (
+    Add,
+    Concat,
+    Conv2d,
+    Flatten,
+    Ints,
+    Linear,
+    Lookup,
+    MaxPool2d,
+    NormShift,
+    Op,
+    SumPool2d,
+)
+from bitcore.graph.passes import bring_together, eliminate_dead
+from bitcore.graph.thresholds import find_thresholds
+from bitcore.graph.types import INT32, IntTensor, narrow
+from bitcore.graph.values import Function, Value
 from bitcore.quantizers import SCALERS, FromValues, Quantizer
 
-Reals = NDArray[np.float64]
-Function = Callable[[Tensor], Tensor]
 _THRESHOLD_LEVELS = 16  # formats up to 4 bits become thresholds: exact, and no multiplication
-_MULTIPLIER_BITS = 30
-_ONE = np.ones(1)
-_ZERO = np.zeros(1)
+_GRID = 2**14 - 2  # magnitude of materialized integers: two of them, rounded up, sum up within int16
+_SUM = 2**15 - 8  # and of their sums
+_OUTPUT = 2**30  # of outputs whose channels have scales of their own
+
+Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the model while it is lowered: ``real = clip(scale * integer + offset, low, high)``.
-
-    Attributes:
-        node: The node that holds the integers; ``None`` for the model's real-valued input.
-        type: Their type.
-        scale: Per channel or shared, float64; may be negative behind a batch norm.
-        offset: Per channel or shared, float64.
-        low: Lower clip (0 behind a ReLU), in real units.
-        high: Upper clip.
-        relative: Whether `scale` holds only up to an unknown positive factor of each sample.
-        real: The model's own float32 arithmetic from accumulators ``[n, channels, ...]`` to real values.
-    """
-
-    node: str | None
-    type: IntTensor
-    scale: Reals
-    offset: Reals
-    low: float
-    high: float
-    relative: bool
-    real: Function
-
-    def then(self, function: Function, **changes: Any) -> Value:
-        """Returns the value behind an elementwise function, whose effect on the affine form is in ``changes``."""
-        inner = self.real
-        return replace(self, real=lambda x: function(inner(x)), **changes)
-
-
-class GraphBuilder:
+class GraphBuilder(NodeBuilder):
     """Collects nodes while the layers of a model lower themselves.
 
     Args:
@@ -69,18 +61,12 @@ class GraphBuilder:
     """
 
     def __init__(self, input_shape: tuple[int, ...]) -> None:
-        self.layer = "input"  # the layer being lowered: it names nodes and errors
-        self._nodes: dict[str, Node] = {}
-        self._input: InputSpec | None = None
+        super().__init__()
         self._input_shape = input_shape
 
     def source(self) -> Value:
         """Returns the model's real-valued input."""
-        return Value(None, IntTensor(self._input_shape, 0, 0), _ONE, _ZERO, -math.inf, math.inf, False, lambda x: x)
-
-    def error(self, message: str) -> BitLabError:
-        """Returns an error that names the layer being lowered."""
-        return BitLabError(f"layer '{self.layer}': {message}")
+        return Value.of_input(self._input_shape)
 
     # ---- from real values to codes -------------------------------------------------------------------------------
 
@@ -92,18 +78,24 @@ class GraphBuilder:
         """
         if quantizer is None:
             raise self.error("its input stays float32; choose an activation_dtype such as int8 to export it")
-        fmt = quantizer.format
         if x.node is None:
             return self._quantize_input(x, quantizer)
         if isinstance(quantizer.source, FromValues):
             return self._normshift(x, quantizer)
-        scale = self._static_scale(quantizer)
+        scale, shift = self._static_grid(quantizer)
         if x.relative:
             raise self.error("a static activation range behind a dynamic one; use the same activation_scale throughout")
-        name = f"{self.layer}.input"
-        op = self._threshold(x, quantizer) if len(fmt.levels) <= _THRESHOLD_LEVELS else self._requantize(x, fmt, scale)
-        node = self._add(name, op, x.node)
-        return self._codes(node, np.array([scale]), relative=False)
+        fmt, name = quantizer.format, f"{self.layer}.input"
+        if fmt.step == 0:
+            raise self.error(f"activations of {fmt.name} are unevenly spaced; use an integer format")
+        if x.function is not None:
+            return self._lookup(x, lambda real: quantizer.quantize(real).shifted(), scale, name)
+        if len(fmt.levels) <= _THRESHOLD_LEVELS or self._wants_thresholds(x, fmt, scale):
+            return self._append(x, name, find_thresholds(x, quantizer, shift), scale)
+        if fmt.step != 1:
+            raise self.error(f"activations of {fmt.name} have too many unevenly spaced levels; use an integer format")
+        low, high = (_round_to_int(limit / scale, fmt, shift) for limit in (x.low, x.high))
+        return self._append(x, name, self._requantize(x, scale, low, high), scale)
 
     def _quantize_input(self, x: Value, quantizer: Quantizer) -> Value:
         """The first layer's quantizer becomes the graph's input specification."""
@@ -116,73 +108,50 @@ class GraphBuilder:
             scaler = next(name for name, function in SCALERS.items() if function is source.scaler)
             spec = InputSpec(self._input_shape, fmt.name, None, scaler)
         else:
-            spec = InputSpec(self._input_shape, fmt.name, self._static_scale(quantizer))
+            scale, shift = self._static_grid(quantizer)
+            if shift:
+                raise self.error("an activation offset at the network's input; use activation_scale=learned there")
+            spec = InputSpec(self._input_shape, fmt.name, scale)
         if self._input not in (None, spec):
             raise self.error("the network's input is quantized in two different ways; give both layers one config")
         self._input = spec
-        scale = np.array([spec.scale if spec.scale is not None else 1.0])
-        value = self._codes(Node("input", Flatten(), (), spec.type), scale, relative=spec.scale is None)
-        return value if x.type.shape == spec.shape else self.flatten(value, f"{self.layer}.flat")
+        scale = spec.scale if spec.scale is not None else 1.0
+        value = Value.of_codes("input", spec.type, scale, spec.scale is None, "input")
+        if x.type.shape == spec.shape:
+            return value
+        node = self._add(f"{self.layer}.flat", Flatten(), "input")
+        return replace(value, node=node.name, type=node.type)
 
-    def _static_scale(self, quantizer: Quantizer) -> float:
-        scale = float(quantizer.scale(torch.zeros(0)))
-        if not math.isfinite(scale):
+    def _static_grid(self, quantizer: Quantizer) -> tuple[float, int]:
+        """Returns the scale of a static range, and by how much its levels are shifted (LSQ+)."""
+        codes, fmt = quantizer.quantize(torch.zeros(0)), quantizer.format
+        scale, shift = float(codes.scale), 0.0 if codes.shift is None else float(codes.shift)
+        if not math.isfinite(scale + shift):
             raise self.error(f"its activation scale is {scale}; the training diverged, lower the learning rate")
-        return scale
+        low, high = int(fmt.low + shift), int(fmt.high + shift)
+        if shift and narrow((), low, high).bytes != 1:
+            raise self.error(
+                f"its offset makes levels {low}…{high} of {fmt.name}, which are no bytes; use an activation_dtype "
+                "of fewer bits, such as uint7, or activation_scale=learned"
+            )
+        return scale, int(shift)
 
-    def _codes(self, node: Node, scale: Reals, relative: bool) -> Value:
-        step = float(scale[0])
-        return Value(
-            node.name, node.type, scale, _ZERO, -math.inf, math.inf, relative, lambda c: c * torch.tensor(step)
-        )
+    def _wants_thresholds(self, x: Value, fmt: NumberFormat, scale: float) -> bool:
+        """Whether only an average over a window of 49, say, asks for a multiplication: 255 thresholds do it too."""
+        pooled = x.node in self._nodes and isinstance(self._nodes[x.node].op, SumPool2d)
+        alone = x.scale.size == 1 and x.offset.size == 1 and not is_power_of_two(x.scale / scale)
+        free = not any(node.op.multiplications(node.type) for node in self._nodes.values())
+        return pooled and alone and free and fmt.step == 1 and is_power_of_two(scale)
 
-    def _requantize(self, x: Value, fmt: NumberFormat, scale: float) -> Requantize:
-        """Folds scale, offset and clip into multiplier, bias and shift. Powers of two give shifts alone."""
-        if fmt.step != 1:
-            raise self.error(f"activations of {fmt.name} have too many unevenly spaced levels; use an integer format")
-        low, high = (_round_to_int(limit / scale, fmt) for limit in (x.low, x.high))
-        return Requantize(*self._rescale(x, scale), low=low, high=high)
-
-    def _rescale(self, x: Value, scale: float) -> tuple[Ints, ...]:
-        """Returns the multiplier, bias and shift from the integers of ``x`` to multiples of ``scale``."""
-        ratio = x.scale / scale
-        problem = "its requantization leaves 62 bits; the scales of weights and activations differ too much"
-        if np.abs(ratio).max() >= 2**31:
-            raise self.error(problem)
-        multiplier, shift = _fixed_point(ratio)
-        bias = np.round(x.offset / scale * np.exp2(shift))
-        largest = max(abs(x.type.low), abs(x.type.high))
-        if int(np.abs(multiplier).max()) * largest + float(np.abs(bias).max()) >= 2**62:
-            raise self.error(problem)
-        return _shared(multiplier, bias.astype(np.int64), shift)
-
-    def _threshold(self, x: Value, quantizer: Quantizer) -> Threshold:
-        """Finds, by bisection over the accumulator in the model's own float arithmetic, where each level begins."""
-        fmt = quantizer.format
-        if fmt.step == 0:
-            raise self.error(f"activations of {fmt.name} are unevenly spaced; use an integer format")
-        channels = x.type.shape[0] if x.scale.size > 1 or x.offset.size > 1 else 1
-        ordered = torch.tensor(sorted(fmt.levels)[1:], dtype=torch.float64)
-        falling = np.broadcast_to(x.scale < 0, (channels,))
-        sign = torch.from_numpy(np.where(falling, -1, 1))
-        ones = [1] * (len(x.type.shape) - 1)
-
-        def levels(accumulator: Tensor) -> Tensor:  # [channels, thresholds] of sign * accumulator -> levels
-            signed = (accumulator * sign[:, None]).T.float()
-            if channels == 1:  # the function is shared, but the model's modules may want all channels
-                signed = signed.expand(-1, x.type.shape[0])
-            real = x.real(signed.reshape(*signed.shape, *ones))
-            return quantizer.quantize(real).levels.flatten(1)[:, :channels].T.double()
-
-        limit = max(abs(x.type.low), abs(x.type.high)) + 1
-        below = torch.full((channels, len(ordered)), -limit, dtype=torch.int64)
-        above = torch.full_like(below, limit)
-        while int((above - below).max()) > 1:
-            middle = (above + below) // 2
-            reached = levels(middle) >= ordered
-            above, below = torch.where(reached, middle, above), torch.where(reached, below, middle)
-        # An answer at a limit means "always" or "never" within the accumulator's range.
-        return Threshold(above.numpy(), *_shared(sign.numpy()), low=fmt.low, step=fmt.step)
+    def _lookup(self, x: Value, results: Function, scale: float, name: str) -> Value:
+        """Adds a table of ``results(real value)``, behind a requantization to the 256 points that matter to them."""
+        function = x.function
+        assert function is not None
+        begin, step = useful_interval(lambda t: results(function(t)), x.bounds, is_power_of_two(x.scale))
+        points = self._requantize(replace(x, offset=x.offset - begin), step, 0, 255)
+        node = self._add(self._free(x.layer), points, x.node)
+        table = results(function((begin + step * torch.arange(256, dtype=torch.float64)).clamp(x.low, x.high).float()))
+        return self._append(replace(x, node=node.name), name, Lookup(table.numpy().astype(np.int64)), scale)
 
     def _normshift(self, x: Value, quantizer: Quantizer) -> Value:
         """Dynamic power-of-two quantization of whole samples is a shift by the sample's own maximum."""
@@ -192,22 +161,96 @@ class GraphBuilder:
             raise self.error("a dynamic activation scale that is no power of two; set activation_scale_pow2=True")
         if source.trailing is None:
             raise self.error("its activation scale depends on the whole batch; use activation_granularity=per_token")
+        x = self._resolved(x)
         if source.trailing != len(x.type.shape):
             raise self.error("it has several tokens a sample; integer graphs shift whole samples")
         if np.any(x.offset != 0):
             raise self.error("a bias or batch norm before a dynamic activation scale; use bias=False or a static range")
         if np.any(x.scale != x.scale[0]) or x.scale[0] <= 0:
             raise self.error("per-channel scales before a dynamic activation scale; use weight_granularity=per_tensor")
-        if math.frexp(float(x.scale[0]))[0] != 0.5:
-            raise self.error("a weight scale that is no power of two before a dynamic one; set weight_scale_pow2=True")
-        if x.low not in (0, -math.inf) or x.high != math.inf:
+        if not is_power_of_two(x.scale):
+            raise self.error(
+                "a weight scale, or the window of an average pooling, that is no power of two before a dynamic "
+                "activation scale; set weight_scale_pow2=True, use windows such as 4×4"
+            )
+        if x.low not in (0, -math.inf) or x.high != math.inf or x.function is not None:
             raise self.error("only ReLU may stand before a dynamic activation scale")
         if fmt.step != 1:
             raise self.error(f"dynamic activations of {fmt.name}; use an integer format such as int8 or uint8")
         if not fmt.signed and x.low != 0:
             raise self.error(f"dynamic activations of {fmt.name} without a ReLU; put a ReLU before it or use int8")
         node = self._add(f"{self.layer}.input", NormShift(fmt.high, x.low == 0), x.node)
-        return self._codes(node, _ONE, relative=True)
+        return Value.of_codes(node.name, node.type, 1.0, True, x.layer)
+
+    # ---- from real values to a common grid -----------------------------------------------------------------------
+
+    def materialize(self, x: Value, step: float | None = None) -> Value:
+        """Returns the value as integers that stand for it as it is: multiples of one step, with no clip or function.
+
+        Args:
+            x: The value.
+            step: What one integer counts; by default a power of two that gives the value 14 or 15 bits (sign included;
+                see `Value.bounds`), never less than what its own integers resolve.
+        """
+        if x.node is None:
+            raise self.error("an operation on the unquantized input; put a bit layer before it")
+        if x.step is not None and (step is None or (step == x.step and _magnitude(x.type) * step <= x.span)):
+            return x
+        if x.function is not None:
+            return self._materialize_function(x, step)
+        low, high = x.bounds
+        if step is None:
+            step = max(power_of_two_above(x.largest / _GRID), _resolution(x))
+        limits = math.floor(low / step), math.ceil(high / step)
+        name = self._free(f"{x.layer}.grid" if x.pending else x.layer)  # what is pending has the layer's own name
+        return self._append(x, name, self._requantize(x, step, *limits), step)
+
+    def _materialize_function(self, x: Value, step: float | None) -> Value:
+        assert x.function is not None
+        if step is None:
+            low, high = x.bounds
+            largest = x.function(torch.linspace(low, high, 2**12)).abs().max()
+            step = power_of_two_above(float(largest) / _GRID)
+        grid = step
+        return self._lookup(x, lambda real: round_half_even(real / grid), grid, self._free(f"{x.layer}.table"))
+
+    def add(self, *x: Value, span: float = math.inf) -> Value:
+        """Adds a sum of real values (a residual connection).
+
+        Args:
+            x: The values.
+            span: The largest magnitude that is to be expected of the sum; ``inf`` if unknown.
+        """
+        largest = self._magnitudes(x, "an addition")
+        if len(x) == 2:  # what is added to the one cannot be larger than the other and the sum together
+            x = tuple(v.within(span + other) for v, other in zip(x, largest[::-1], strict=True))
+            largest = self._magnitudes(x, "an addition")
+        if len({value.shape for value in x}) > 1:
+            shapes = " and ".join(map(str, dict.fromkeys(value.shape for value in x)))
+            raise self.error(f"an addition of different shapes {shapes}; integer graphs add tensors of one shape")
+        return self._joined(Add(), x, sum(largest), span)
+
+    def concat(self, *x: Value) -> Value:
+        """Puts values one behind the other, along the channels."""
+        largest = self._magnitudes(x, "a concatenation")
+        return self._joined(Concat(), x, max(largest), max(largest))
+
+    def _magnitudes(self, x: Sequence[Value], what: str) -> list[float]:
+        """Returns how large the operands are."""
+        if any(value.node is None for value in x):
+            raise self.error(f"{what} of the unquantized input; put a bit layer before it")
+        if any(value.relative for value in x):
+            raise self.error(f"{what} behind a dynamic activation scale; use activation_scale=tracked or learned")
+        return [value.largest if value.function is None else self.materialize(value).largest for value in x]
+
+    def _joined(self, op: Op, x: Sequence[Value], needed: float, span: float) -> Value:
+        """Adds an operation on one grid: exact for all operands, or as coarse as one that is on a grid."""
+        resolution = min(_resolution(value) for value in x)
+        steps = [resolution] if resolution else [value.step or 0 for value in x]
+        step = max(*steps, power_of_two_above(needed / _SUM))
+        sources = [self.materialize(value, step).node for value in x]
+        node = self._add(self._free(self.layer), op, *sources)
+        return replace(Value.of_codes(node.name, node.type, step, False, self.layer), span=span)
 
     # ---- operations ----------------------------------------------------------------------------------------------
 
@@ -232,110 +275,143 @@ class GraphBuilder:
 
     def _accumulate(self, op: Op, x: Value, scale: Reals, real: Function) -> Value:
         node = self._add(self.layer, op, x.node)
-        return Value(node.name, node.type, scale, _ZERO, -math.inf, math.inf, x.relative, real)
+        codes = Value.of_codes(node.name, node.type, 1.0, x.relative, self.layer)
+        return replace(codes, scale=scale, real=real)
 
-    def max_pool2d(self, x: Value, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]) -> Value:
-        """Adds a pooling; it may run on the integers because rising functions keep the order."""
-        if x.node is None or np.any(x.scale <= 0):
-            raise self.error("max pooling of the unquantized input, or behind a batch norm of negative weight")
-        node = self._add(self.layer, MaxPool2d(kernel, stride, padding), x.node)
-        return replace(x, node=node.name, type=node.type)
-
-    def flatten(self, x: Value, name: str | None = None) -> Value:
-        """Adds a flattening to one vector; parameters per channel become parameters per element."""
+    def max_pool2d(self, x: Value, kernel: Pair, stride: Pair, padding: Pair) -> Value:
+        """Adds a pooling. It waits for the next quantization, whose results are fewer bytes and in the same order."""
         if x.node is None:
-            return replace(x, type=IntTensor((x.type.size,), 0, 0))
-        if len(x.type.shape) == 1:
-            return x
-        shape, inner = x.type.shape, x.real
-        repeat = x.type.size // shape[0]
-        node = self._add(name or self.layer, Flatten(), x.node)
-        return replace(
-            x,
-            node=node.name,
-            type=node.type,
-            scale=np.repeat(x.scale, repeat) if x.scale.size > 1 else x.scale,
-            offset=np.repeat(x.offset, repeat) if x.offset.size > 1 else x.offset,
-            real=lambda v: inner(v.unflatten(1, shape)).flatten(1),
-        )
+            raise self.error("max pooling of the unquantized input; put a bit layer before it")
+        return self._postpone(self.materialize(x) if x.function is not None else x, MaxPool2d(kernel, stride, padding))
 
-    def affine(self, x: Value, gain: Reals, offset: Reals, real: Function) -> Value:
-        """Folds ``gain * x + offset`` per channel (batch norm) into the value."""
-        if x.node is None or x.low != -math.inf or x.high != math.inf:
-            raise self.error("batch norm behind an activation function or on the input; put it behind a linear layer")
+    def avg_pool2d(self, x: Value, kernel: Pair, stride: Pair, padding: Pair, divisor: int | None = None) -> Value:
+        """Adds an average pooling: sums of windows, to be read by a scale that holds the division.
+
+        Args:
+            x: The value ``[c, h, w]``.
+            kernel: The window; stride and padding as in torch, padded zeros count.
+            stride: Vertical, horizontal.
+            padding: Likewise, on both sides.
+            divisor: What sums are divided by, if not by the window's size.
+        """
+        grid = self.materialize(x)
+        divisor = math.prod(kernel) if divisor is None else divisor
+        node = self._add(self._free(self.layer), SumPool2d(kernel, stride, padding), grid.node)
+        step = float(grid.scale[0])
+        value = Value.of_codes(node.name, node.type, step / divisor, x.relative, self.layer)
+        return replace(value, span=x.largest, real=lambda sums: sums * torch.tensor(step) / divisor)
+
+    def flatten(self, x: Value) -> Value:
+        """Adds a flattening to one vector, behind the next quantization."""
+        if x.node is None:
+            return replace(x, type=replace(x.type, shape=(x.type.size,)))
+        return x if len(x.shape) == 1 else self._postpone(x, Flatten())
+
+    def _postpone(self, x: Value, op: Op) -> Value:
+        return replace(x, pending=(*x.pending, (self.layer, op)))
+
+    def _resolved(self, x: Value) -> Value:
+        """Returns the value with nothing pending. Pools run on the integers where all scales are positive."""
+        if x.function is not None or (any(isinstance(op, MaxPool2d) for _, op in x.pending) and np.any(x.scale <= 0)):
+            return self.materialize(x)
+        for name, op in x.pending:
+            node = self._add(name, op, x.node)
+            if isinstance(op, Flatten):
+                x = _flattened(x)
+            x = replace(x, node=node.name, type=node.type)
+        return replace(x, pending=())
+
+    def affine(self, x: Value, gain: Reals, offset: Reals, real: Function, span: float = math.inf) -> Value:
+        """Folds ``gain * x + offset`` per channel (batch norm) into the value.
+
+        Args:
+            x: The value.
+            gain: Per channel.
+            offset: Per channel.
+            real: The same in the model's own arithmetic.
+            span: The largest magnitude that is to be expected of the results; ``inf`` if unknown.
+        """
+        if x.node is None:
+            raise self.error("batch norm on the unquantized input; put it behind a linear layer")
         if not (np.isfinite(gain).all() and np.isfinite(offset).all()):
             raise self.error("its statistics or weights are NaN or infinite; the training diverged")
         if x.relative:
             raise self.error("batch norm behind a dynamic activation scale; use activation_scale=tracked or learned")
-        return x.then(real, scale=x.scale * gain, offset=x.offset * gain + offset)
+        if x.low != -math.inf or x.high != math.inf or x.function is not None:
+            x = self.materialize(x)
+        pools = any(isinstance(op, MaxPool2d) for _, op in x.pending)
+        if any(isinstance(op, Flatten) for _, op in x.pending) or (pools and np.any(gain <= 0)):
+            x = self._resolved(x)
+        if span == math.inf:
+            span = x.largest * float(np.abs(gain).max()) + float(np.abs(offset).max())
+        changes = {"scale": x.scale * gain, "offset": x.offset * gain + offset, "span": span, "layer": self.layer}
+        return x.then(real, **changes)
 
     def clip(self, x: Value, low: float, high: float, real: Function) -> Value:
         """Folds a clip (ReLU, ReLU6, Hardtanh) into the value."""
         if x.node is None:
             raise self.error("an activation function on the unquantized input")
-        return x.then(real, low=min(max(x.low, low), high), high=max(min(x.high, high), low))
+        if x.function is not None:
+            return self.pointwise(x, real)
+        limits = {"low": min(max(x.low, low), high), "high": max(min(x.high, high), low)}
+        return x.then(real, **limits, layer=self.layer)
+
+    def pointwise(self, x: Value, function: Function) -> Value:
+        """Folds any function of single real values into the value: a table, where the next layer quantizes."""
+        if x.node is None:
+            raise self.error("an activation function on the unquantized input")
+        if x.relative:
+            raise self.error(
+                "an activation function other than ReLU behind a dynamic activation scale; use a static one"
+            )
+        if any(isinstance(op, MaxPool2d) for _, op in x.pending):
+            x = self._resolved(x)
+        inner = x.function
+        both = function if inner is None else lambda real: function(inner(real))
+        return x.then(function, function=both, layer=self.layer)
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def finish(self, x: Value, info: dict[str, Any]) -> Graph:
         """Returns the graph whose output is ``x``, as int32 on one common grid so that outputs can be compared."""
         self.layer = "output"
-        if x.node is None or self._input is None or len(x.type.shape) != 1:
+        if x.node is None or self._input is None or len(x.shape) != 1:
             raise self.error("the model must end in a linear layer with one vector of outputs a sample")
-        if np.any(x.scale <= 0):
-            raise self.error("its outputs have negative scales; end the model in a linear layer")
-        scale = float(x.scale.max())
-        if np.any(x.scale != scale) or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
-            largest = float((np.abs(x.scale) * max(-x.type.low, x.type.high) + np.abs(x.offset)).max())
-            scale = max(scale, largest / 2**29) if np.all(x.scale == scale) else largest / 2**29
+        if x.function is not None:
+            raise self.error("the model must end in a linear layer, not in an activation function other than a clip")
+        x = self._resolved(x)
+        scale = float(x.scale[0])
+        if np.any(x.scale != scale) or scale <= 0 or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
+            ends = np.abs(x.scale) * max(-x.type.low, x.type.high) + np.abs(x.offset)
+            scale = max(power_of_two_above(float(ends.max()) / _OUTPUT), _resolution(x))
             low, high = (int(np.clip(v / scale, *INT32)) for v in (x.low, x.high))
-            self._add("output", Requantize(*self._rescale(x, scale), low=low, high=high), x.node)
+            self._add("output", self._requantize(x, scale, low, high, OUTPUT_BITS), x.node)
         graph = Graph(self._input, tuple(self._nodes.values()), None if x.relative else scale, info)
-        return eliminate_dead(graph)
-
-    def _add(self, name: str, op: Op, source: str | None) -> Node:
-        if source is None:
-            raise self.error("its input was never quantized")
-        if name in self._nodes:
-            raise self.error("it is used twice; give each use a layer of its own")
-        kind = self._nodes[source].type if source != "input" else self._input.type if self._input else None
-        assert kind is not None
-        try:
-            node = Node(name, op, (source,), op.infer(kind))
-        except BitLabError as error:
-            raise self.error(str(error)) from error
-        self._nodes[name] = node
-        return node
+        return bring_together(eliminate_dead(graph))
 
 
-def eliminate_dead(graph: Graph) -> Graph:
-    """Returns the graph without the nodes that the output does not need."""
-    needed = {graph.output.name}
-    for node in reversed(graph.nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-    return replace(graph, nodes=tuple(node for node in graph.nodes if node.name in needed))
+def _magnitude(kind: IntTensor) -> int:
+    return max(abs(kind.low), abs(kind.high))
 
 
-def _fixed_point(ratio: Reals) -> tuple[Ints, Ints]:
-    """Returns ``multiplier, shift`` with ``multiplier / 2**shift`` next to each ratio; 1 for powers of two up to 1."""
-    mantissa, exponent = np.frexp(ratio)
-    power = np.abs(mantissa) == 0.5
-    if np.all(power & (mantissa > 0)):
-        exponent = np.maximum(exponent.astype(np.int64) - 1, -62)  # beyond 62 bits every accumulator becomes 0 anyway
-        return np.left_shift(1, np.maximum(exponent, 0)), np.maximum(-exponent, 0)
-    multiplier = np.round(mantissa * 2**_MULTIPLIER_BITS).astype(np.int64)
-    shift = (_MULTIPLIER_BITS - exponent).astype(np.int64)
-    # Tiny ratios: the shift stays within 62, and the multiplier loses the bits that could never count.
-    excess = np.maximum(shift - 62, 0)
-    return multiplier >> np.minimum(excess, 62), shift - excess
+def _resolution(x: Value) -> float:
+    """What the integers resolve: the least scale where all are powers of two (shifts are exact then), else 0."""
+    scales = np.abs(x.scale)
+    return float(scales.min()) if is_power_of_two(scales) and not np.any(x.offset) and x.function is None else 0.0
 
 
-def _shared(*arrays: Ints) -> tuple[Ints, ...]:
-    """Shortens arrays of one repeated value to length 1."""
-    return tuple(a[:1].astype(np.int64) if np.all(a == a[0]) else a.astype(np.int64) for a in arrays)
+def _flattened(x: Value) -> Value:
+    """The value behind a flattening: parameters per channel become parameters per element."""
+    shape, inner = x.type.shape, x.real
+    repeat = x.type.size // shape[0]
+    return replace(
+        x,
+        scale=np.repeat(x.scale, repeat) if x.scale.size > 1 else x.scale,
+        offset=np.repeat(x.offset, repeat) if x.offset.size > 1 else x.offset,
+        real=lambda v: inner(v.unflatten(1, shape)).flatten(1),
+    )
 
 
-def _round_to_int(limit: float, fmt: NumberFormat) -> int:
-    """Rounds a clip limit, in units of the scale, as the quantizer does; infinite limits are the format's."""
-    return int(round_half_even(torch.tensor(limit, dtype=torch.float64)).clamp(fmt.low, fmt.high))
+def _round_to_int(limit: float, fmt: NumberFormat, shift: int) -> int:
+    """Rounds a clip limit, in units of the scale, as the quantizer does; infinite limits are the (shifted) format's."""
+    return int(round_half_even(torch.tensor(limit, dtype=torch.float64)).clamp(fmt.low + shift, fmt.high + shift))

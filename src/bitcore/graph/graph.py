@@ -117,10 +117,12 @@ class Graph:
             raise BitLabError(f"input values must lie in {kind.low}…{kind.high} ({self.input.format})")
         values = {"input": codes.astype(np.int64)}
         yield "input", values["input"]
+        last_reader = {name: node.name for node in self.nodes for name in node.inputs}
         for node in self.nodes:
             value = node.op.reference(*(values[name] for name in node.inputs))
             if value.size and (value.min() < INT32[0] or value.max() > INT32[1]):
                 raise BitLabError(f"'{node.name}' leaves int32: {value.min()}…{value.max()}")
+            values = {name: v for name, v in values.items() if last_reader.get(name) != node.name}
             values[node.name] = value
             yield node.name, value
 
@@ -132,6 +134,14 @@ class Graph:
         """Returns the multiply-accumulates of one sample."""
         return sum(node.op.macs(node.type) for node in self.nodes)
 
+    def multiplications(self) -> int:
+        """Returns the multiplications of one sample beside the products of weights and activations.
+
+        0 where all requantizations are shifts or thresholds. Products with binary and ternary weights are additions,
+        with powers of two shifts, and the C runtime has a way without multiplications for every format.
+        """
+        return sum(node.op.multiplications(node.type) for node in self.nodes)
+
     def save(self, path: Path) -> None:
         """Writes the graph to one safetensors file: constants as tensors, everything else in the header."""
         tensors: dict[str, np.ndarray] = {}
@@ -141,7 +151,7 @@ class Graph:
             for f in fields(node.op):  # type: ignore[arg-type]
                 value = getattr(node.op, f.name)
                 if isinstance(value, np.ndarray):
-                    tensors[f"{node.name}.{f.name}"] = np.ascontiguousarray(value)
+                    tensors[f"{node.name}.{f.name}"] = _narrowest(value)
                 else:
                     plain[f.name] = value
             nodes.append({"name": node.name, "op": node.op.kind, "inputs": node.inputs, "fields": plain})
@@ -175,12 +185,23 @@ class Graph:
         """Builds the graph of a file's content."""
         spec = InputSpec(**{**header["input"], "shape": tuple(header["input"]["shape"])})
         types = {"input": spec.type}
+        constants: dict[str, dict[str, np.ndarray]] = {}
+        for key, value in tensors.items():
+            name, _, part = key.rpartition(".")
+            constants.setdefault(name, {})[part] = value.astype(np.int64)
         nodes = []
         for entry in header["nodes"]:
             name = entry["name"]
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["fields"].items()}
-            arrays = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.rpartition(".")[0] == name}
+            arrays = constants.get(name, {})
             op = OPS[entry["op"]](**plain, **arrays)
             types[name] = op.infer(*(types[i] for i in entry["inputs"]))
             nodes.append(Node(name, op, tuple(entry["inputs"]), types[name]))
         return cls(spec, tuple(nodes), header["output_scale"], header["info"])
+
+
+def _narrowest(values: Ints) -> np.ndarray:
+    """Returns the same integers in the narrowest signed type."""
+    low, high = int(values.min()), int(values.max())
+    types = (np.int8, np.int16, np.int32, np.int64)
+    return np.ascontiguousarray(values, next(t for t in types if np.iinfo(t).min <= low and high <= np.iinfo(t).max))

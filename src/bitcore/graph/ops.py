@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bitcore.errors import BitLabError
 from bitcore.graph.types import INT32, IntTensor, narrow
 
+_EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so float sums of integers below it are exact
 Ints = NDArray[np.int64]
 
 
@@ -26,14 +28,14 @@ class Op(ABC):
     """An integer operation."""
 
     kind: ClassVar[str]
-    fused: ClassVar[bool] = False  # element by element behind an accumulator: needs no buffer of its own in between
+    fused: ClassVar[bool] = False  # element by element: behind another operation it needs no buffer of its own
 
     @abstractmethod
     def infer(self, *types: IntTensor) -> IntTensor:
         """Returns the type of the result.
 
         Raises:
-            BitLabError: If an accumulator would not fit int32.
+            BitLabError: If an accumulator would not fit int32, or the operation does not take such inputs.
         """
 
     @abstractmethod
@@ -42,6 +44,10 @@ class Op(ABC):
 
     def macs(self, out: IntTensor) -> int:
         """Returns the multiply-accumulates of one sample."""
+        return 0
+
+    def multiplications(self, out: IntTensor) -> int:
+        """Returns the multiplications of one sample beside those of its weights."""
         return 0
 
 
@@ -114,9 +120,14 @@ class Conv2d(Op):
         return _accumulator(source, self.levels, self.bias, (self.levels.shape[0], *size))
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
+        magnitudes = np.abs(self.levels).reshape(len(self.levels), -1).sum(axis=1).max()
+        # Without oneDNN, float32 may go to NNPACK, whose Winograd transform rounds; float64 is always summed plainly.
+        onednn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+        exact = onednn and magnitudes * np.abs(x[0]).max(initial=0) < _EXACT_FLOAT32
+        dtype = np.float32 if exact else np.float64
         result = torch.nn.functional.conv2d(
-            torch.from_numpy(x[0].astype(np.float64)),
-            torch.from_numpy(self.levels.astype(np.float64)),
+            torch.from_numpy(x[0].astype(dtype)),
+            torch.from_numpy(self.levels.astype(dtype)),
             None, self.stride, self.padding, self.dilation, self.groups,
         )  # fmt: skip
         return result.numpy().astype(np.int64) + self.bias[:, None, None]
@@ -129,10 +140,11 @@ class Conv2d(Op):
 class Requantize(Op):
     """``clamp(round((x * multiplier + bias) / 2**shift), low, high)``, ties to even.
 
-    The product and the sum are int64; with power-of-two scales the multiplier is 1 (or a left shift).
+    The product and the sum are int64; with power-of-two scales the multiplier is 1 (or another power of two, which is
+    a left shift).
 
     Attributes:
-        multiplier: Per channel, int32, may be negative.
+        multiplier: Per channel, int32 (int16 between layers), may be negative.
         bias: Per channel, int64.
         shift: Per channel, 0 to 62.
         low: Smallest result; so is high the largest.
@@ -148,8 +160,13 @@ class Requantize(Op):
 
     @property
     def shifts_only(self) -> bool:
-        """Whether no multiplication is needed."""
+        """Whether the multiplier is 1: an addition, a shift and a clamp are all there is."""
         return bool(np.all(self.multiplier == 1))
+
+    def multiplications(self, out: IntTensor) -> int:  # noqa: D102
+        size = np.abs(self.multiplier)
+        products = np.broadcast_to(size & (size - 1) != 0, out.shape[:1])
+        return int(products.sum()) * (out.size // out.shape[0])
 
     def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
         ends = self._round(np.array([[types[0].low], [types[0].high]], dtype=np.int64))
@@ -186,7 +203,10 @@ class Threshold(Op):
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
         def count(values: Ints) -> Ints:
-            return ((self.sign * values)[..., None] >= self.thresholds).sum(-1)
+            signed = self.sign * values
+            if len(self.thresholds) == 1:
+                return np.searchsorted(self.thresholds[0], signed, side="right")
+            return sum((signed >= column for column in self.thresholds.T), np.zeros_like(signed))
 
         return self.low + self.step * _channels_last(count, x[0])
 
@@ -229,15 +249,93 @@ class MaxPool2d(Op):
     padding: tuple[int, int]
 
     def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
-        size = [
-            (n + 2 * p - k) // s + 1
-            for n, k, s, p in zip(types[0].shape[1:], self.kernel, self.stride, self.padding, strict=True)
-        ]
-        return replace(types[0], shape=(types[0].shape[0], *size))
+        return replace(types[0], shape=_pooled(types[0].shape, self.kernel, self.stride, self.padding))
 
     def reference(self, *x: Ints) -> Ints:  # noqa: D102
         values = torch.from_numpy(x[0].astype(np.float64))
         return torch.nn.functional.max_pool2d(values, self.kernel, self.stride, self.padding).numpy().astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class SumPool2d(Op):
+    """The sum of each window of ``[c, h, w]``; a padded zero adds nothing. Average pooling, before the division.
+
+    The division is part of the scale by which the sums are read. Global pooling has the whole map as its window.
+    """
+
+    kind = "sumpool2d"
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
+        low, high = types[0].low, types[0].high
+        if self.padding != (0, 0):
+            low, high = min(low, 0), max(high, 0)
+        window = math.prod(self.kernel)
+        return IntTensor(_pooled(types[0].shape, self.kernel, self.stride, self.padding), low * window, high * window)
+
+    def reference(self, *x: Ints) -> Ints:  # noqa: D102
+        values = torch.from_numpy(x[0].astype(np.float64))
+        sums = torch.nn.functional.avg_pool2d(values, self.kernel, self.stride, self.padding, divisor_override=1)
+        return sums.numpy().astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Op):
+    """The sum of two or more tensors of one shape, whose integers count in the same unit."""
+
+    kind = "add"
+    fused = True
+
+    def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
+        if len(types) < 2 or any(kind.shape != types[0].shape for kind in types):
+            shapes = ", ".join(str(kind.shape) for kind in types)
+            raise BitLabError(f"an addition takes two or more tensors of one shape, not {shapes}")
+        return narrow(types[0].shape, sum(kind.low for kind in types), sum(kind.high for kind in types))
+
+    def reference(self, *x: Ints) -> Ints:  # noqa: D102
+        return np.sum(x, axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Op):
+    """Tensors one behind the other along the channels; their integers count in the same unit."""
+
+    kind = "concat"
+
+    def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
+        rest = types[0].shape[1:]
+        if any(kind.shape[1:] != rest for kind in types):
+            shapes = ", ".join(str(kind.shape) for kind in types)
+            raise BitLabError(f"a concatenation takes tensors that differ in their channels only, not {shapes}")
+        channels = sum(kind.shape[0] for kind in types)
+        return narrow((channels, *rest), min(kind.low for kind in types), max(kind.high for kind in types))
+
+    def reference(self, *x: Ints) -> Ints:  # noqa: D102
+        return np.concatenate(x, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Op):
+    """``table[x mod 256]``: any function of 8-bit activations. C reads ``table[(uint8_t)x]``.
+
+    Attributes:
+        table: 256 results. Entry ``i`` is that of ``x = i`` (uint8) or of ``x = i`` or ``i − 256`` (int8).
+    """
+
+    kind = "lookup"
+    fused = True
+    table: Ints
+
+    def infer(self, *types: IntTensor) -> IntTensor:  # noqa: D102
+        if types[0].item_bytes != 1 or self.table.shape != (256,):
+            raise BitLabError("a table of 256 entries takes int8 or uint8 activations")
+        reachable = self.table[np.arange(types[0].low, types[0].high + 1) % 256]
+        return narrow(types[0].shape, int(reachable.min()), int(reachable.max()))
+
+    def reference(self, *x: Ints) -> Ints:  # noqa: D102
+        return self.table[x[0] % 256]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +352,8 @@ class Flatten(Op):
 
 
 OPS: dict[str, type[Op]] = {
-    op.kind: op for op in (Linear, Conv2d, Requantize, Threshold, NormShift, MaxPool2d, Flatten)
+    op.kind: op
+    for op in (Linear, Conv2d, Requantize, Threshold, NormShift, Lookup, Add, Concat, MaxPool2d, SumPool2d, Flatten)
 }
 
 
@@ -269,6 +368,13 @@ def _accumulator(source: IntTensor, levels: Ints, bias: Ints, shape: tuple[int, 
     low = (positive * source.low + negative * source.high + bias).min()
     high = (positive * source.high + negative * source.low + bias).max()
     return IntTensor(shape, int(low), int(high))
+
+
+def _pooled(
+    shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, ...]:
+    size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[1:], kernel, stride, padding, strict=True)]
+    return (shape[0], *size)
 
 
 def _flat(x: Ints) -> Ints:

@@ -20,6 +20,7 @@ def graph_rows(graph: Graph) -> list[tuple[str, ...]]:
     for node in graph.nodes:
         op = node.op
         what = f"{op.kind} {op.format}" if isinstance(op, (Linear, Conv2d)) else op.kind
+        what += ", multiplies" if op.multiplications(node.type) else ""
         place = places.get(node.name, "")
         rows.append(
             (

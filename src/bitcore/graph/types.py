@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bitcore.errors import BitLabError
 
 INT32 = (-(2**31), 2**31 - 1)
-_STORAGE = {"int8": (-128, 127), "uint8": (0, 255)}
+_NARROW = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4}
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class IntTensor:
         shape: One sample's shape.
         low: Smallest possible value.
         high: Largest possible value.
-        storage: ``"int32"`` for accumulators, ``"int8"`` or ``"uint8"`` for activations.
+        storage: ``"int32"`` for accumulators, ``"int8"`` or ``"uint8"`` for activations, ``"int16"`` for sums of
+            activations (residual streams).
 
     Raises:
         BitLabError: If int32 does not hold the bounds.
@@ -44,12 +46,17 @@ class IntTensor:
         return math.prod(self.shape)
 
     @property
+    def item_bytes(self) -> int:
+        """Bytes of one element in its storage type."""
+        return _BYTES[self.storage]
+
+    @property
     def bytes(self) -> int:
         """Bytes of one sample in its storage type."""
-        return self.size * (4 if self.storage == "int32" else 1)
+        return self.size * self.item_bytes
 
 
 def narrow(shape: tuple[int, ...], low: int, high: int) -> IntTensor:
-    """Returns the type of activations: stored in int8 or uint8 where the bounds allow it."""
-    fits = (name for name, (least, most) in _STORAGE.items() if least <= low and high <= most)
+    """Returns the type of activations: stored in the first of int8, uint8 and int16 that holds the bounds."""
+    fits = (name for name, (least, most) in _NARROW.items() if least <= low and high <= most)
     return IntTensor(shape, low, high, next(fits, "int32"))

@@ -1,6 +1,7 @@
 """The graph: interpreter, files, dead code."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,24 @@ from safetensors.numpy import save_file
 
 from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS
-from bitcore.graph import Flatten, Graph, InputSpec, IntTensor, Linear, Node, NormShift, Op, Requantize, eliminate_dead
+from bitcore.graph import (
+    OPS,
+    Add,
+    Flatten,
+    Graph,
+    InputSpec,
+    IntTensor,
+    Linear,
+    Node,
+    NormShift,
+    Op,
+    Requantize,
+    bring_together,
+    eliminate_dead,
+)
 from bitcore.quantizers import SCALERS
-from networks import random_chain
+from graphs import BLOCKS, ENDS, GraphMaker, random_graph
+from networks import extreme_codes, random_chain
 
 
 def chain(spec: InputSpec, *ops: Op) -> Graph:
@@ -91,9 +107,16 @@ def test_input_quantization_is_the_formats(name: str, scale: float | None) -> No
         assert spec.type.low <= got.min() and got.max() <= spec.type.high
 
 
+def test_random_graphs_have_every_operation() -> None:
+    graphs = [random_graph(np.random.default_rng(0), list(BLOCKS), end=end) for end in ENDS]
+    assert {node.op.kind for graph in graphs for node in graph.nodes} == set(OPS)
+    assert {node.type.storage for graph in graphs for node in graph.nodes} == {"int8", "uint8", "int16", "int32"}
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_save_and_load_give_the_same_graph(seed: int, tmp_path: Path) -> None:
-    graph = random_chain(np.random.default_rng(seed))
+@pytest.mark.parametrize("make", [random_chain, random_graph])
+def test_save_and_load_give_the_same_graph(make: Callable[..., Graph], seed: int, tmp_path: Path) -> None:
+    graph = make(np.random.default_rng(seed))
     graph.save(tmp_path / "deep" / "g.safetensors")
     loaded = Graph.load(tmp_path / "deep" / "g.safetensors")
     assert loaded.input == graph.input
@@ -203,3 +226,30 @@ def test_eliminate_dead_keeps_what_the_output_needs() -> None:
     codes = np.array([[1, 2, 3], [-4, 5, -6]])
     assert np.array_equal(alive.run(codes), graph.run(codes))
     assert [node.name for node in eliminate_dead(alive).nodes] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_bringing_together_changes_no_result(seed: int) -> None:
+    graph = random_graph(np.random.default_rng(seed))
+    codes = extreme_codes(graph, 8)
+    before = dict(graph.trace(codes))
+    after = bring_together(graph)
+    assert after.output is graph.output
+    assert set(after.nodes) == set(graph.nodes)
+    assert all(np.array_equal(value, before[name]) for name, value in after.trace(codes))
+
+
+def test_elementwise_nodes_are_brought_behind_what_they_read() -> None:
+    """Two convolutions, then what makes their results narrow, then their sum: no int32 map is left."""
+    maker = GraphMaker(np.random.default_rng(0), (2, 6, 6), "int8")
+    convolutions = [maker.conv(3, 1, keep=True)]
+    maker.at = "input"
+    convolutions.append(maker.conv(3, 1, keep=True))
+    ends = []
+    for maker.at in convolutions:
+        ends.append(maker.grid())
+    maker.add(Add(), *ends)
+    maker.grid()
+    graph = bring_together(maker.finish("maps"))
+    kinds = [node.op.kind for node in graph.nodes]
+    assert kinds[:6] == ["conv2d", "requantize", "conv2d", "requantize", "add", "requantize"]

@@ -16,14 +16,18 @@ from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS
 from bitcore.graph import (
     OPS,
+    Add,
+    Concat,
     Conv2d,
     Flatten,
     IntTensor,
     Linear,
+    Lookup,
     MaxPool2d,
     NormShift,
     Op,
     Requantize,
+    SumPool2d,
     Threshold,
 )
 from bitcore.graph.ops import shift_half_even
@@ -190,6 +194,56 @@ def plain_maxpool2d(op: MaxPool2d, x: np.ndarray) -> np.ndarray:
     return y
 
 
+def draw_sumpool2d(draw: Draw) -> tuple[Op, IntTensor]:
+    pool, source = draw_maxpool2d(draw)
+    assert isinstance(pool, MaxPool2d)
+    low, high = draw(st.sampled_from([INT8, (0, 255), (-(2**15), 2**15 - 1), (-(2**26), 2**26)]))
+    return SumPool2d(pool.kernel, pool.stride, pool.padding), narrow(source.shape, low, high)
+
+
+def plain_sumpool2d(op: SumPool2d, x: np.ndarray) -> np.ndarray:
+    (kh, kw), (sh, sw), (ph, pw) = op.kernel, op.stride, op.padding
+    padded = np.pad(x.astype(object), ((0, 0), (ph, ph), (pw, pw)))
+    height, width = (padded.shape[1] - kh) // sh + 1, (padded.shape[2] - kw) // sw + 1
+    y = np.empty((x.shape[0], height, width), dtype=object)
+    for c, i, j in np.ndindex(*y.shape):
+        y[c, i, j] = sum(padded[c, i * sh : i * sh + kh, j * sw : j * sw + kw].flatten().tolist())
+    return y
+
+
+def draw_add(draw: Draw) -> tuple[Op, *tuple[IntTensor, ...]]:
+    shape, operands = draw(shapes()), draw(st.integers(2, 4))
+    return Add(), *(narrow(shape, *draw(bounds(-(2**15), 2**15 - 1))) for _ in range(operands))
+
+
+def plain_add(op: Add, *x: np.ndarray) -> np.ndarray:
+    y = np.empty(x[0].shape, dtype=object)
+    for index in np.ndindex(*y.shape):
+        y[index] = sum(int(operand[index]) for operand in x)
+    return y
+
+
+def draw_concat(draw: Draw) -> tuple[Op, *tuple[IntTensor, ...]]:
+    shape, operands = draw(shapes()), draw(st.integers(1, 4))
+    return Concat(), *(
+        narrow((draw(small(4)), *shape[1:]), *draw(bounds(-(2**15), 2**15 - 1))) for _ in range(operands)
+    )
+
+
+def plain_concat(op: Concat, *x: np.ndarray) -> np.ndarray:
+    return np.array([channel for operand in x for channel in operand.tolist()])
+
+
+def draw_lookup(draw: Draw) -> tuple[Op, IntTensor]:
+    table = draw(ints((256,), *draw(st.sampled_from([INT8, (0, 255), (-(2**15), 2**15 - 1)]))))
+    low, high = draw(st.one_of(bounds(*INT8), bounds(0, 255)))
+    return Lookup(table), narrow(draw(shapes()), low, high)
+
+
+def plain_lookup(op: Lookup, x: np.ndarray) -> np.ndarray:
+    return elementwise(lambda _, v: int(op.table[v if v >= 0 else v + 256]), x)
+
+
 def draw_flatten(draw: Draw) -> tuple[Op, IntTensor]:
     return Flatten(), IntTensor(draw(shapes()), *draw(value_bounds()))
 
@@ -205,13 +259,17 @@ def plain_flatten(op: Flatten, x: np.ndarray) -> np.ndarray:
     return np.array(list(walk(x.tolist())))
 
 
-CASES: dict[str, tuple[Callable[[Draw], tuple[Op, IntTensor]], Callable[[Any, np.ndarray], np.ndarray]]] = {
+CASES: dict[str, tuple[Callable[[Draw], tuple[Any, ...]], Callable[..., np.ndarray]]] = {
     "linear": (draw_linear, plain_linear),
     "conv2d": (draw_conv2d, plain_conv2d),
     "requantize": (draw_requantize, plain_requantize),
     "threshold": (draw_threshold, plain_threshold),
     "normshift": (draw_normshift, plain_normshift),
+    "lookup": (draw_lookup, plain_lookup),
+    "add": (draw_add, plain_add),
+    "concat": (draw_concat, plain_concat),
     "maxpool2d": (draw_maxpool2d, plain_maxpool2d),
+    "sumpool2d": (draw_sumpool2d, plain_sumpool2d),
     "flatten": (draw_flatten, plain_flatten),
 }
 
@@ -227,14 +285,14 @@ def test_reference_is_the_plain_meaning(kind: str) -> None:
 
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        op, source = drawn(data.draw)
+        op, *sources = drawn(data.draw)
         assert op.kind == kind
-        x = data.draw(ints((2, *source.shape), source.low, source.high))
-        out = op.infer(source)
-        got = op.reference(x)
+        x = [data.draw(ints((2, *source.shape), source.low, source.high)) for source in sources]
+        out = op.infer(*sources)
+        got = op.reference(*x)
         assert got.dtype == np.int64
         assert got.shape == (2, *out.shape)
-        assert got.tolist() == [plain(op, sample).tolist() for sample in x]
+        assert got.tolist() == [plain(op, *samples).tolist() for samples in zip(*x, strict=True)]
 
     check()
 
@@ -245,28 +303,70 @@ def test_inferred_bounds_hold(kind: str) -> None:
 
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        op, source = drawn(data.draw)
-        out = op.infer(source)
-        low, high = np.full(source.shape, source.low), np.full(source.shape, source.high)
-        checker = np.where(np.indices(source.shape).sum(0) % 2, low, high)
-        random = data.draw(ints((3, *source.shape), source.low, source.high))
-        got = op.reference(np.concatenate([np.stack([low, high, checker, low + high - checker]), random]))
+        op, *sources = drawn(data.draw)
+        out = op.infer(*sources)
+        x = []
+        for source in sources:
+            low, high = np.full(source.shape, source.low), np.full(source.shape, source.high)
+            checker = np.where(np.indices(source.shape).sum(0) % 2, low, high)
+            random = data.draw(ints((3, *source.shape), source.low, source.high))
+            x.append(np.concatenate([np.stack([low, high, checker, low + high - checker]), random]))
+        got = op.reference(*x)
         assert out.low <= got.min()
         assert got.max() <= out.high
-        assert out.storage in storages(kind, out, source)
+        assert out.storage == storage(kind, out, sources[0])
 
     check()
 
 
-def storages(kind: str, out: IntTensor, source: IntTensor) -> tuple[str, ...]:
-    """What may store a result: accumulators int32, activations the first of int8 and uint8 that holds the bounds."""
+def storage(kind: str, out: IntTensor, source: IntTensor) -> str:
+    """What stores a result: accumulators int32, activations the first of int8, uint8 and int16 that holds them."""
     if kind in ("maxpool2d", "flatten"):
-        return (source.storage,)
-    if kind in ("linear", "conv2d"):
-        return ("int32",)
-    if out.low >= -128 and out.high <= 127:
-        return ("int8",)
-    return ("uint8",) if out.low >= 0 and out.high <= 255 else ("int32",)
+        return source.storage
+    if kind in ("linear", "conv2d", "sumpool2d"):
+        return "int32"
+    return narrow(out.shape, out.low, out.high).storage
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name", "size"),
+    [
+        (-128, 127, "int8", 1),
+        (0, 128, "uint8", 1),
+        (-1, 128, "int16", 2),
+        (-129, 0, "int16", 2),
+        (0, 256, "int16", 2),
+        (-(2**15), 2**15 - 1, "int16", 2),
+        (0, 2**15, "int32", 4),
+        (-(2**15) - 1, 0, "int32", 4),
+    ],
+)
+def test_activations_take_as_little_room_as_they_can(low: int, high: int, name: str, size: int) -> None:
+    kind = narrow((3, 5), low, high)
+    assert (kind.storage, kind.item_bytes, kind.bytes) == (name, size, 15 * size)
+
+
+def test_operands_that_do_not_match_are_refused() -> None:
+    a, b, c = narrow((2, 3), 0, 1), narrow((3, 2), 0, 1), narrow((4, 3), 0, 1)
+    with pytest.raises(BitLabError, match=r"of one shape, not \(2, 3\), \(3, 2\)"):
+        Add().infer(a, b)
+    with pytest.raises(BitLabError, match="two or more"):
+        Add().infer(a)
+    with pytest.raises(BitLabError, match="differ in their channels only"):
+        Concat().infer(a, b)
+    assert Concat().infer(a, c).shape == (6, 3)
+    table = np.zeros(256, dtype=np.int64)
+    for op, source in ((Lookup(table), narrow((2,), 0, 256)), (Lookup(table[:8]), a)):
+        with pytest.raises(BitLabError, match="256 entries"):
+            op.infer(source)
+
+
+def test_multiplications() -> None:
+    out = narrow((3, 5, 7), 0, 255)
+    none, shift = np.zeros(1, dtype=np.int64), np.array([9])
+    for multiplier, count in (([1], 0), ([-64], 0), ([3], 105), ([1, 2, -4], 0), ([1, 5, 7], 70)):
+        assert Requantize(np.array(multiplier), none, shift, 0, 255).multiplications(out) == count
+    assert Threshold(np.array([[1, 2]]), np.ones(1, dtype=np.int64), 0, 1).multiplications(out) == 0
 
 
 def test_accumulator_bounds_are_reached() -> None:
