@@ -68,19 +68,32 @@ def from_pretrained(
     Raises:
         BitLabError: If there is nothing of that name, no network, or the file is no intact BitLab model.
     """
-    file = Path(source) / MODEL_FILE
-    if not Path(source).is_dir():
-        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        if not _HUB_ID.fullmatch(str(source)):
-            raise BitLabError(f"'{source}' is neither a folder nor a hub id such as 'owner/name'")
-        try:
-            file = Path(huggingface_hub.hf_hub_download(str(source), MODEL_FILE, **options))
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            raise BitLabError(f"there is no folder '{source}', nor did the hub give it: {_first(error)}") from error
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    file = find_file(source, **options)
     if model is None:
         return load_model(file)[0]
     load_into(model, file)
     return model
+
+
+def find_file(source: Path | str, **options: Any) -> Path:
+    """Returns the model file of a folder, or of a repository on the hub, fetched if need be.
+
+    Args:
+        source: As in `from_pretrained`.
+        **options: Those of `huggingface_hub.hf_hub_download`.
+
+    Raises:
+        BitLabError: If there is nothing of that name, or no network.
+    """
+    if Path(source).is_dir():
+        return Path(source) / MODEL_FILE
+    if not _HUB_ID.fullmatch(str(source)):
+        raise BitLabError(f"'{source}' is neither a folder nor a hub id such as 'owner/name'")
+    try:
+        return Path(huggingface_hub.hf_hub_download(str(source), MODEL_FILE, **options))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise BitLabError(f"there is no folder '{source}', nor did the hub give it: {_first(error)}") from error
 
 
 def push_to_hub(

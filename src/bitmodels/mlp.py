@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bitmodels.auto import register_model
+from bitmodels.auto import features, register_model
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BitMLPConfig:
         return self.hidden_dims if self.hidden_dims is not None else (self.hidden_dim,) * (self.n_layers - 1)
 
 
-@register_model("mlp", BitMLPConfig)
+@register_model("mlp", BitMLPConfig, features)
 class MLP(nn.Sequential):
     """Flatten, then linear layers with ReLU between them; batch norm and dropout where the config says so.
 

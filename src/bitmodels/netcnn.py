@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitmodels.auto import register_model
+from bitmodels.blocks import convolution
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class NetCNNConfig:
     in_channels: int = 1
     out_channels: int = 10
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    blocks: int = 2
-    expand_ratio: int = 3
+    blocks: int = 1
+    expand_ratio: int = 2
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class NetCNNConfig:
 class InvertedResidual(nn.Module):
     """Expand 1×1, depthwise 3×3, project 1×1 (MobileNetV2, arXiv:1801.04381), each with batch norm; ReLU between.
 
-    The input is added where the shapes agree.
+    The input is added where the shapes agree. Nothing is expanded where ``expand_ratio`` is 1.
 
     Args:
         in_channels: Input channels.
@@ -51,23 +52,28 @@ class InvertedResidual(nn.Module):
         stride: Of the depthwise convolution.
         expand_ratio: Hidden channels in units of ``in_channels``.
         mod: Where the convolutions come from: `torch.nn`, or `bitlayers.Bit`.
+        activation: The class of the activation functions.
 
     Shape:
         Input ``[batch, in_channels, h, w]``, output ``[batch, out_channels, ceil(h / stride), ceil(w / stride)]``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expand_ratio: int, mod: Any = nn) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expand_ratio: int,
+        mod: Any = nn,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         hidden = in_channels * expand_ratio
+        expand = convolution(in_channels, hidden, 1, activation=activation, mod=mod) if expand_ratio > 1 else []
         self.body = nn.Sequential(
-            mod.Conv2d(in_channels, hidden, 1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            mod.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(),
-            mod.Conv2d(hidden, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            *expand,
+            *convolution(hidden, hidden, 3, stride, groups=hidden, activation=activation, mod=mod),
+            *convolution(hidden, out_channels, 1, activation=None, mod=mod),
         )
         self.residual = stride == 1 and in_channels == out_channels
 
@@ -93,9 +99,7 @@ class NetCNN(nn.Module):
         super().__init__()
         config = NetCNNConfig(in_channels, num_classes, **options)
         first, last = config.widths[0], config.widths[-1]
-        self.stem = nn.Sequential(
-            mod.Conv2d(in_channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()
-        )
+        self.stem = nn.Sequential(*convolution(in_channels, first, 3, mod=mod))
         self.stages = nn.Sequential()
         for width_in, width_out in pairwise(config.widths):
             stage = nn.Sequential(InvertedResidual(width_in, width_out, 2, config.expand_ratio, mod))

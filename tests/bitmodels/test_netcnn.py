@@ -23,7 +23,7 @@ def test_bitnetcnns_constructor():
     twin.load_state_dict(model.state_dict())
     layers = [module for module in model.modules() if isinstance(module, BitLayer)]
     assert {layer.quant_config for layer in layers} == {PRESETS["bitnet-cnn"]}
-    assert [type(layer) for layer in layers] == [BitConv2d] * (1 + 3 * 2 * 3) + [BitLinear]
+    assert [type(layer) for layer in layers] == [BitConv2d] * (1 + 3 * 3) + [BitLinear]
     assert not any(type(module) in (nn.Conv2d, nn.Linear) for module in model.modules())
     with torch.no_grad():
         x = torch.randn(2, 1, 28, 28)
@@ -33,7 +33,7 @@ def test_bitnetcnns_constructor():
 def test_sizes():
     model = NetCNN()
     assert type(model.head) is nn.Linear and type(model.stem[0]) is nn.Conv2d
-    assert sum(p.numel() for p in model.parameters()) == 740_554
+    assert sum(p.numel() for p in model.parameters()) == 138_666
     shapes = []
     for module in (model.stem, *model.stages, model.head):
         module.register_forward_hook(lambda _, __, y: shapes.append(tuple(y.shape)))
