@@ -41,6 +41,7 @@ def _parameter(spec: Field[Any], kind: Any) -> inspect.Parameter:
     option = typer.Option(
         None,
         f"{flag}/--no-{flag[2:]}" if base is bool else flag,
+        *metadata["also"],
         help=f"{metadata['help']}{_choices(spec)}{_default(spec)}",
         rich_help_panel=metadata["panel"],
         show_default=False,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ KNOWN: dict[str, Known] = {
     "fashion_mnist": Known("zalando-datasets/fashion_mnist", (0.2860,), (0.3530,)),
     "cifar10": Known("uoft-cs/cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Known("uoft-cs/cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": Known("ILSVRC/imagenet-1k", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
 
@@ -68,10 +69,48 @@ class Split:
         """The rows ``indices`` (int64), in their order."""
         return Split(self.images[indices], self.labels[indices])
 
+    def read(self, batches: Iterable[Tensor], epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and labels of each of the index tensors."""
+        for rows in batches:
+            yield self.images[rows], self.labels[rows]
+
+    def sample(self, count: int | None = None) -> Tensor:
+        """The first images, or all."""
+        return self.images[:count]
+
+
+class Rows(Protocol):
+    """Images and labels that are read batch by batch: a `Split`, or those of `bittrain.bigdata`."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+        ...
+
+    def take(self, indices: Tensor) -> Rows:
+        """The rows ``indices`` (int64), in their order."""
+        ...
+
+    def read(self, batches: Sequence[Tensor], epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields images, uint8 ``[B, C, H, W]``, and labels, int64 ``[B]``.
+
+        Args:
+            batches: The rows of each batch, int64 ``[B]``.
+            epoch: The pass over the data.
+            start: The number of the first one of ``batches`` in this pass.
+        """
+        ...
+
+    def sample(self, count: int | None = None) -> Tensor:
+        """At most so many images; by default as many as statistics need."""
+        ...
+
+
+R = TypeVar("R", bound=Rows, covariant=True)
+
 
 @dataclass(frozen=True)
-class ImageData:
-    """A classification dataset in memory.
+class ImageData(Generic[R]):
+    """A classification dataset.
 
     Attributes:
         name: The name it was asked for by.
@@ -82,16 +121,16 @@ class ImageData:
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    test: Split
+    train: R
+    test: R
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.train.sample(1).shape[1:]
         return channels, height, width
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> R:
         """Returns ``train`` or ``test``.
 
         Raises:
@@ -101,7 +140,7 @@ class ImageData:
             raise unknown("split", name, ("train", "test"))
         return self.train if name == "train" else self.test
 
-    def preprocessing(self, normalization: str = "dataset") -> Preprocessing:
+    def preprocessing(self, normalization: str = "dataset", size: tuple[int, int] | None = None) -> Preprocessing:
         """Returns the conversion of pixels to the network's input.
 
         The published mean and deviation are used where they are known for the dataset and the channel count, those
@@ -109,16 +148,18 @@ class ImageData:
 
         Args:
             normalization: ``dataset``, ``none`` or ``pow2``.
+            size: The network's input, where images are larger on purpose (to be augmented).
         """
         channels, height, width = self.shape
+        height, width = size or (height, width)
         known = KNOWN.get(self.name, Known())
         mean, std = known.mean, known.std
         if normalization == "dataset" and len(mean) != channels:
-            mean, std = _statistics(self.train.images)
+            mean, std = _statistics(self.train.sample())
         return Preprocessing.create(normalization, (height, width), channels, mean, std)
 
 
-def load_dataset(name: str, image_size: int | None = None, channels: int | None = None) -> ImageData:
+def load_dataset(name: str, image_size: int | None = None, channels: int | None = None) -> ImageData[Split]:
     """Loads a dataset by name.
 
     A name is, in this order: a folder in ``$BITLAB_DATA`` (nothing is fetched then), one of `KNOWN`, a local folder
@@ -135,15 +176,15 @@ def load_dataset(name: str, image_size: int | None = None, channels: int | None 
     """
     if image_size is not None and image_size < 1:
         raise BitLabError(f"image_size must be positive, not {image_size}")
-    folder = _local_folder(name)
+    folder = local_folder(name)
     if folder is not None:
         classes, tensors = _load_folder(folder, image_size, channels)
     elif name == "digits":
         classes, tensors = _load_digits(image_size, channels)
     elif (known := KNOWN.get(name)) is not None:
-        classes, tensors = _load_hub(known.hub, name, image_size, channels)
+        classes, tensors = _load_hub(known.hub, image_size, channels)
     elif "/" in name and not name.startswith((".", "/", "~")):
-        classes, tensors = _load_hub(name, name, image_size, channels)
+        classes, tensors = _load_hub(name, image_size, channels)
     elif "/" in name:
         raise BitLabError(f"no folder {name}; a dataset is a folder, a hub name owner/name or {', '.join(KNOWN)}")
     else:
@@ -154,8 +195,8 @@ def load_dataset(name: str, image_size: int | None = None, channels: int | None 
     return ImageData(name, classes, splits["train"], splits["test"])
 
 
-def _local_folder(name: str) -> Path | None:
-    """The folder that a name means, if any."""
+def local_folder(name: str) -> Path | None:
+    """The folder that a dataset's name means, if any."""
     if (root := os.environ.get("BITLAB_DATA")) and (Path(root) / name).is_dir():
         return Path(root) / name
     if name not in KNOWN and Path(name).expanduser().is_dir():
@@ -196,22 +237,14 @@ def _load_digits(image_size: int | None, channels: int | None) -> Decoded:
 
 def _load_folder(folder: Path, image_size: int | None, channels: int | None) -> Decoded:
     """A local folder of either kind."""
-    train = _parquet_files(folder, ("train",))
+    train = parquet_files(folder, ("train",))
     if train:
-        test = _parquet_files(folder, TEST_NAMES)
+        test = parquet_files(folder, TEST_NAMES)
         if not test:
             raise BitLabError(f"{folder}: there is no test-*.parquet beside the training files")
         key = ["parquet", file_stamp(train), file_stamp(test), image_size, channels]
         return cached(key, lambda: _decode_parquet(train, test, image_size, channels))
-    if not (folder / "train").is_dir():
-        raise BitLabError(f"{folder}: found neither train-*.parquet files nor a folder train/ with one folder a class")
-    test_folder = next((folder / t for t in TEST_NAMES if (folder / t).is_dir()), None)
-    if test_folder is None:
-        raise BitLabError(f"{folder}: there is no folder test/ beside train/")
-    classes = tuple(class_folders(folder / "train"))
-    if not classes:
-        raise BitLabError(f"{folder / 'train'}: no class folders; put the images into one folder a class")
-    pictures = {"train": folder_pictures(folder / "train", classes), "test": folder_pictures(test_folder, classes)}
+    classes, pictures = image_folders(folder)
     key = ["images", {s: file_stamp(p for p, _ in rows) for s, rows in pictures.items()}, classes, image_size, channels]
 
     def build() -> Decoded:
@@ -225,7 +258,28 @@ def _load_folder(folder: Path, image_size: int | None, channels: int | None) -> 
     return cached(key, build)
 
 
-def _parquet_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
+def image_folders(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
+    """Lists ``train/CLASS/`` and ``test/CLASS/`` below a folder.
+
+    Returns:
+        The class names, and the pictures with their labels of ``train`` and ``test``.
+
+    Raises:
+        BitLabError: A folder is missing, has no class folders, or a class folder is empty.
+    """
+    if not (folder / "train").is_dir():
+        raise BitLabError(f"{folder}: found neither train-*.parquet files nor a folder train/ with one folder a class")
+    test_folder = next((folder / t for t in TEST_NAMES if (folder / t).is_dir()), None)
+    if test_folder is None:
+        raise BitLabError(f"{folder}: there is no folder test/ beside train/")
+    classes = tuple(class_folders(folder / "train"))
+    if not classes:
+        raise BitLabError(f"{folder / 'train'}: no class folders; put the images into one folder a class")
+    pictures = {"train": folder_pictures(folder / "train", classes), "test": folder_pictures(test_folder, classes)}
+    return classes, pictures
+
+
+def parquet_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
     """The parquet files of the first split of ``names`` that exists, in the folder or the only one below that has any.
 
     Raises:
@@ -277,15 +331,25 @@ def _pieces(file: Any, columns: Columns) -> Iterator[pa.Table]:
         raise BitLabError(f"unreadable parquet file ({error}); fetch it again") from None
 
 
-def _load_hub(hub: str, name: str, image_size: int | None, channels: int | None) -> Decoded:
-    """A dataset of the Hugging Face hub, through its own cache."""
+def fetch_hub(hub: str, streaming: bool = False) -> dict[str, Any]:
+    """Returns the train and the test split of a dataset of the Hugging Face hub, through its own cache or as streams.
+
+    Args:
+        hub: ``owner/name`` or ``owner/name:config``.
+        streaming: Whether to stream.
+
+    Raises:
+        BitLabError: It cannot be fetched, or has not these splits.
+    """
     import datasets
 
     path, _, config = hub.partition(":")
     try:
-        splits: Any = datasets.load_dataset(path, config or None)
+        options: dict[str, Any] = {"streaming": True} if streaming else {}
+        splits: Any = datasets.load_dataset(path, config or None, **options)
     except Exception as error:  # the library raises many kinds, most of them undocumented
         reason = (str(error).strip().splitlines() or [""])[0]
+        name = next((name for name, known in KNOWN.items() if known.hub == hub), hub)
         raise BitLabError(
             f"dataset {hub} cannot be fetched ({type(error).__name__}: {reason}); check the name and the network, or "
             f"put its parquet files into a folder {name} and set BITLAB_DATA to the folder above"
@@ -293,7 +357,12 @@ def _load_hub(hub: str, name: str, image_size: int | None, channels: int | None)
     test = next((t for t in TEST_NAMES if t in splits), None)
     if test is None or "train" not in splits:
         raise BitLabError(f"{hub}: needs the splits train and test, has {', '.join(splits)}")
-    sources = {"train": splits["train"], "test": splits[test]}
+    return {"train": splits["train"], "test": splits[test]}
+
+
+def _load_hub(hub: str, image_size: int | None, channels: int | None) -> Decoded:
+    """A dataset of the Hugging Face hub, decoded."""
+    sources = fetch_hub(hub)
 
     def build() -> Decoded:
         decoder = _decoder(image_size, channels)

@@ -180,7 +180,7 @@ def decode_table(
                 if label is None:
                     raise BitLabError(f"{place}: no label in column {columns.label}")
                 labels.append(label)
-                yield _encoded(value, place), place
+                yield encoded(value, place), place
 
     return decoder.stack(pictures()), torch.tensor(labels, dtype=torch.int64)
 
@@ -251,8 +251,12 @@ def _holds_image(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _encoded(value: Any, where: str) -> bytes | Path:
-    """The encoded picture of a cell: bytes, or a struct of bytes and path."""
+def encoded(value: Any, where: str) -> bytes | Path:
+    """Returns the encoded picture of a cell: bytes, a path, or a struct of both.
+
+    Raises:
+        BitLabError: The cell is empty.
+    """
     if isinstance(value, dict):
         value = value.get("bytes") or (Path(value["path"]) if value.get("path") else None)
     if value is None:

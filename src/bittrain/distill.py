@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError, unknown
-from bitmodels.io import load_model
-from bittrain.build import restore
 from bittrain.losses import attention_transfer, distillation, hint
-from bittrain.preprocessing import Preprocessing
 
 
 class Distiller(nn.Module):
@@ -134,36 +130,3 @@ def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def load_teacher(path: Path | str, classes: Sequence[str], preprocessing: Preprocessing) -> nn.Module:
-    """Returns the trained model of a run, in eval mode.
-
-    Args:
-        path: A run's folder, a ``.ckpt`` or a ``.safetensors`` file.
-        classes: The student's.
-        preprocessing: The student's: both get the same input.
-
-    Raises:
-        BitLabError: No such file, another program's, or a teacher of other classes or input.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    model, extra = restore(path) if path.suffix == ".ckpt" else load_model(path)
-    theirs = extra.get("classes", [])
-    if list(theirs) != list(classes):
-        raise BitLabError(
-            f"the teacher {path} knows the {len(theirs)} classes {_few(theirs)}, the data has the {len(classes)} "
-            f"classes {_few(classes)}; take a teacher that was trained on the same classes"
-        )
-    if Preprocessing.from_dict(extra["preprocessing"]) != preprocessing:
-        raise BitLabError(
-            f"the teacher {path} was trained on other input (size, channels or normalization); "
-            "give the recipe the teacher's image_size, channels and normalization"
-        )
-    return model.eval()
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")

@@ -8,23 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
-from bittrain.data import ImageData, Split, load_dataset
+from bittrain.bigdata import open_dataset
+from bittrain.data import ImageData, Rows, Split
 from bittrain.loader import TestLoader
 from bittrain.preprocessing import Preprocessing
 
 
-def load_split(dataset: str | ImageData | Split, preprocessing: Preprocessing, split: str = "test") -> Split:
-    """Returns the images that a model was made for, at its size and with its channels.
+def load_split(dataset: str | ImageData[Split] | Split, preprocessing: Preprocessing, split: str = "test") -> Split:
+    """Returns the images that a model was made for, in memory, at its size and with its channels.
 
     Args:
         dataset: A name (see `load_dataset`), or data in memory.
         preprocessing: The model's.
         split: ``train`` or ``test``.
     """
+    rows = _open_split(dataset, preprocessing, split, "memory", 0)
+    assert isinstance(rows, Split)
+    return rows
+
+
+def _open_split(
+    dataset: str | ImageData[Rows] | Rows, preprocessing: Preprocessing, split: str, loading: str, workers: int
+) -> Rows:
     if isinstance(dataset, str):
         height, width = preprocessing.image_size
         size = height if height == width else None
-        dataset = load_dataset(dataset, size, preprocessing.channels)
+        dataset = open_dataset(dataset, size, preprocessing.channels, loading, workers)
     return dataset.split(split) if isinstance(dataset, ImageData) else dataset
 
 
@@ -40,35 +49,45 @@ def predict(model: nn.Module, images: Tensor, preprocessing: Preprocessing, batc
     Returns:
         float32 ``[N, outputs]``, on the CPU.
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     labels = torch.zeros(len(images), dtype=torch.int64)
+    return predict_batches(model, TestLoader(Split(images, labels), preprocessing, batch_size))[0]
+
+
+def predict_batches(model: nn.Module, loader: TestLoader) -> tuple[Tensor, Tensor]:
+    """Returns a model's outputs for all batches of a loader, float32 ``[N, outputs]``, and the labels, on the CPU."""
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            loader = TestLoader(Split(images, labels), preprocessing, batch_size)
-            return torch.cat([model(x.to(device)).float().cpu() for x, _ in loader])
+            found = [(model(x.to(device)).float().cpu(), labels) for x, labels in loader]
     finally:
         model.train(training)
+    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, labels
 
 
 def evaluate(
     model: nn.Module,
-    dataset: str | ImageData | Split,
+    dataset: str | ImageData[Rows] | Rows,
     preprocessing: Preprocessing,
     split: str = "test",
     max_samples: int | None = None,
     batch_size: int = 1000,
+    loading: str = "memory",
+    workers: int = 2,
 ) -> dict[str, Any]:
     """Measures accuracy and loss.
 
     Args:
         model: Float, quantized or packed.
-        dataset: A name or data in memory.
+        dataset: A name, or opened data.
         preprocessing: The model's.
         split: ``train`` or ``test``.
         max_samples: Measure on the first so many images only.
         batch_size: Images at a time.
+        loading: Of a name, see `open_dataset`.
+        workers: Likewise.
 
     Returns:
         ``samples``, ``correct``, ``accuracy`` (0 to 1) and ``loss`` (mean cross-entropy).
@@ -76,9 +95,10 @@ def evaluate(
     Raises:
         BitLabError: The dataset has more classes than the model has outputs.
     """
-    rows = load_split(dataset, preprocessing, split)
-    images, labels = rows.images[:max_samples], rows.labels[:max_samples]
-    logits = predict(model, images, preprocessing, batch_size)
+    rows = _open_split(dataset, preprocessing, split, loading, workers)
+    if max_samples is not None and max_samples < len(rows):
+        rows = rows.take(torch.arange(max_samples))
+    logits, labels = predict_batches(model, TestLoader(rows, preprocessing, batch_size))
     if int(labels.max()) >= logits.shape[1]:
         raise BitLabError(f"the data has a label {int(labels.max())}, the model only {logits.shape[1]} outputs")
     correct = int((logits.argmax(1) == labels).sum())

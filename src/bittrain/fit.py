@@ -7,82 +7,50 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitmodels.io import save_model
-from bittrain.augment import Augment
-from bittrain.build import ModelBuilder, build_model, restore
-from bittrain.callbacks import make_callbacks
+from bittrain.augment import resize
+from bittrain.build import ModelBuilder, build_model, restore, start_from
+from bittrain.callbacks import StagedQuantization, make_callbacks
 from bittrain.checkpoint import AtomicCheckpointIO, load_checkpoint
-from bittrain.data import ImageData, Split, load_dataset
-from bittrain.distill import Distiller, load_teacher
-from bittrain.loader import TestLoader, TrainLoader
+from bittrain.distill import Distiller
+from bittrain.ema import WeightAverage
+from bittrain.evaluate import predict_batches
+from bittrain.loader import TestLoader
 from bittrain.module import Classifier
-from bittrain.preprocessing import Preprocessing
+from bittrain.plots import confusion, draw_confusion, draw_curve
+from bittrain.prepare import Prepared, prepare
+from bittrain.progress import ProgressBar
 from bittrain.recipe import Recipe
 from bittrain.record import Recorder, environment
-from bittrain.seeds import derive, generator
+from bittrain.seeds import derive
+from bittrain.teachers import load_teacher
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 __all__ = ["Prepared", "build_model", "fit", "prepare", "restore"]
 
-_MAY_CHANGE = {"name", "device", "threads", "checkpoint_steps", "tensorboard"}  # between a run and its continuation
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe's data, ready to train on.
-
-    Attributes:
-        data: The dataset at the network's size.
-        train: The images to train on.
-        source: The same images at the size that is augmented.
-        watched: The images measured after each epoch: the held-out ones, or the test split.
-        preprocessing: Pixels to input.
-        augment: The augmentation, if any.
-    """
-
-    data: ImageData
-    train: Split
-    source: Split
-    watched: Split
-    preprocessing: Preprocessing
-    augment: Augment | None
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Loads what a recipe trains and measures on.
-
-    Raises:
-        BitLabError: As `load_dataset` and `Augment`.
-    """
-    data = load_dataset(recipe.dataset, recipe.image_size, recipe.channels)
-    train = source = data.train
-    if recipe.augment and recipe.augment_size is not None:
-        source = load_dataset(recipe.dataset, recipe.augment_size, recipe.channels).train
-    watched = data.test.take(torch.arange(min(len(data.test), recipe.max_test_samples or len(data.test))))
-    if recipe.max_train_samples or recipe.validation:
-        order = torch.randperm(len(train), generator=generator(recipe.seed, "samples"))[: recipe.max_train_samples]
-        held_out = int(len(order) * recipe.validation)
-        if held_out:
-            watched = train.take(order[:held_out])
-        train, source = train.take(order[held_out:]), source.take(order[held_out:])
-    if not len(train) or not len(watched):
-        raise BitLabError("no images are left to train or to measure on; raise max_train_samples or max_test_samples")
-    height, width = source.images.shape[2:]
-    augment = Augment(recipe.augment, (height, width)) if recipe.augment else None
-    return Prepared(data, train, source, watched, data.preprocessing(recipe.normalization), augment)
+_MAY_CHANGE = {  # between a run and its continuation
+    "name",
+    "device",
+    "threads",
+    "workers",
+    "checkpoint_steps",
+    "tensorboard",
+    "plots",
+    "gpu",
+}
 
 
 def fit(
@@ -96,9 +64,10 @@ def fit(
 ) -> Path:
     """Trains a recipe.
 
-    The folder then holds ``recipe.yaml``, ``environment.json``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/``
-    (``last.ckpt``, ``best.ckpt``) and the last weights as ``model.safetensors``, with the preprocessing, the dataset's
-    name, the classes and the recipe in its header.
+    The folder then holds ``recipe.yaml``, ``environment.json``, ``metrics.csv``, ``curve.png``, ``confusion.png`` (of
+    the watched images), ``tensorboard/``, ``checkpoints/`` (``last.ckpt``, ``best.ckpt``) and the last weights (or
+    their running average) as ``model.safetensors``, with the preprocessing, the dataset's name, the classes and the
+    recipe in its header.
 
     On the CPU a run that was interrupted anywhere, even killed, and continued ends with the same bits as one that
     was not: batches, augmentation and dropout are functions of the seed and the step alone.
@@ -123,40 +92,62 @@ def fit(
     checkpoint = _checkpoint(recipe, run_dir, resume)
     if recipe.device == "gpu" and not torch.cuda.is_available():
         raise BitLabError("device gpu: torch sees no GPU here; use device cpu or auto")
+    if recipe.start_epoch >= recipe.epochs:
+        raise BitLabError(f"start_epoch {recipe.start_epoch} leaves nothing to train of {recipe.epochs} epochs")
     with _surroundings(recipe):
         methods = make_callbacks(recipe.methods)
-        prepared = prepare(recipe)
-        data = prepared.data
+        average = [WeightAverage(recipe.ema)] if recipe.ema else []
+        trainer = _trainer(recipe, run_dir, progress, [*methods, *average, *callbacks], checkpoint)
+        rank, processes = trainer.global_rank, trainer.world_size
+        if processes > 1 and any(isinstance(method, StagedQuantization) for method in methods):
+            raise BitLabError("methods that requantize in stages train in one process; set devices and num_nodes to 1")
+        prepared = prepare(recipe, rank, processes)
+        classes, shape = prepared.data.classes, prepared.preprocessing.shape
         extra = {
             "preprocessing": prepared.preprocessing.to_dict(),
             "dataset": recipe.dataset,
-            "classes": list(data.classes),
+            "classes": list(classes),
             "recipe": recipe.to_dict(),
         }
-        model = build(recipe, data.shape, len(data.classes))
-        loader = TrainLoader(
-            prepared.train,
-            prepared.preprocessing,
-            recipe.batch_size,
-            recipe.seed,
-            prepared.augment,
-            prepared.source,
-            recipe.augment_probability,
-            recipe.augment_copies,
-        )
+        model = build(recipe, shape, len(classes))
+        if recipe.init is not None:
+            start_from(model, recipe.init)
         distiller = _distiller(recipe, prepared, model)
-        module = Classifier(model, recipe, len(data.classes), len(loader), extra, distiller)
-        recipe.dump(run_dir / "recipe.yaml")
-        write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        trainer = _trainer(recipe, run_dir, progress, [*methods, *callbacks], checkpoint)
+        loader, watched = prepared.loaders(trainer.strategy.root_device, rank, processes)
+        module = Classifier(_as_asked(model, recipe), recipe, len(classes), len(loader), extra, distiller)
         batches = trainer.fit_loop.epoch_loop.batch_progress
         loader.position = lambda: (trainer.current_epoch, batches.current.ready)
-        watched = TestLoader(prepared.watched, prepared.preprocessing)
+        if trainer.is_global_zero:
+            recipe.dump(run_dir / "recipe.yaml")
+            write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
         trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
-        if trains_fused(model):
-            fuse_batchnorm(model)
-        save_model(model.cpu(), run_dir / "model.safetensors", extra)
+        if trainer.is_global_zero:
+            if average and average[0].average:
+                model.load_state_dict(average[0].average)
+            if trains_fused(model):
+                fuse_batchnorm(model)
+            model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+            save_model(model, run_dir / "model.safetensors", extra)
+            if recipe.plots:
+                _draw(run_dir, model, watched, classes)
     return run_dir
+
+
+def _as_asked(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The model with its memory format, and compiled, in place."""
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if recipe.compile:
+        model.compile()
+    return model
+
+
+def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequence[str]) -> None:
+    """Draws the run's pictures."""
+    if (run_dir / "metrics.csv").is_file():
+        draw_curve(run_dir / "metrics.csv", run_dir / "curve.png")
+    counts = confusion(*predict_batches(model, TestLoader(watched.split, watched.preprocessing)), len(classes))
+    draw_confusion(counts, classes, run_dir / "confusion.png")
 
 
 def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distiller | None:
@@ -164,6 +155,7 @@ def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distille
     if recipe.teacher is None:
         return None
     teacher = load_teacher(recipe.teacher, prepared.data.classes, prepared.preprocessing)
+    images = resize(prepared.train.sample(2), prepared.preprocessing.image_size)
     distiller = Distiller(
         teacher,
         temperature=recipe.kd_temperature,
@@ -174,7 +166,7 @@ def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distille
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(recipe.seed, "projections"))
-        distiller.prepare(model, prepared.preprocessing(prepared.train.images[:2]))
+        distiller.prepare(model, prepared.preprocessing(images))
     return distiller
 
 
@@ -185,7 +177,7 @@ def _checkpoint(recipe: Recipe, run_dir: Path, resume: bool | Path | str) -> Pat
         BitLabError: The folder is in use, or the checkpoint is unusable or of another recipe.
     """
     if not resume:
-        if run_dir.is_dir() and any(run_dir.iterdir()):
+        if is_first_process() and run_dir.is_dir() and any(run_dir.iterdir()):
             raise BitLabError(f"{run_dir} is not empty; resume that run, or choose another folder")
         return None
     path = run_dir / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
@@ -207,15 +199,21 @@ def _trainer(
     if recipe.tensorboard:
         step = load_checkpoint(checkpoint)["global_step"] if checkpoint else None
         logger = TensorBoardLogger(run_dir, name="tensorboard", version="", purge_step=step)
-    bars: list[Callback] = [RichProgressBar(refresh_rate=20)] if progress else []
-    return Trainer(
+    images = recipe.batch_size * recipe.devices * recipe.num_nodes
+    bars: list[Callback] = [ProgressBar(images)] if progress else []
+    trainer = Trainer(
         accelerator=recipe.device,
-        devices=1,
+        devices=recipe.devices,
+        num_nodes=recipe.num_nodes,
+        strategy=recipe.strategy,
+        sync_batchnorm=recipe.sync_batchnorm,
+        accumulate_grad_batches=recipe.accumulate,
+        deterministic=recipe.deterministic,
         precision=_PRECISION[recipe.precision],
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip or None,
         logger=logger,
-        callbacks=[Recorder(run_dir, recipe.checkpoint_steps), *callbacks, *bars],
+        callbacks=[Recorder(run_dir, recipe.checkpoint_steps, recipe.early_stop), *callbacks, *bars],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -224,12 +222,20 @@ def _trainer(
         use_distributed_sampler=False,
         default_root_dir=run_dir,
     )
+    first: Any = trainer.fit_loop.epoch_progress.current  # a checkpoint replaces it
+    first.ready = first.started = first.processed = first.completed = recipe.start_epoch
+    return trainer
+
+
+def is_first_process() -> bool:
+    """Whether this is the one, among those that share the work, that writes and reports."""
+    return not getattr(rank_zero_only, "rank", None)
 
 
 @contextmanager
 def _surroundings(recipe: Recipe) -> Iterator[None]:
     """Sets threads, keeps Lightning quiet, and leaves the process as it was."""
-    threads = torch.get_num_threads()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     logs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [log.level for log in logs]
     try:
@@ -243,5 +249,6 @@ def _surroundings(recipe: Recipe) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)

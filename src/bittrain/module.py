@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from bitcore.errors import BitLabError
+from bitlayers import pack
 from bitlayers.clipping import clip_latent_weights
 from bittrain.build import UNCHANGED, restructure, structure
 from bittrain.distill import Distiller
 from bittrain.loader import Batch
 from bittrain.losses import make_loss
-from bittrain.optim import learning_rate, make_optimizer
+from bittrain.mixing import mix
+from bittrain.optim import learning_rate, make_optimizer, regime_at, restarting
 from bittrain.recipe import Recipe
 from bittrain.seeds import derive
 
@@ -31,7 +33,7 @@ class Classifier(LightningModule):
         model: Maps float images ``[B, C, H, W]`` to logits ``[B, classes]``.
         recipe: The options.
         classes: The number of classes.
-        steps_per_epoch: Batches an epoch, for the schedule.
+        steps_per_epoch: Batches an epoch.
         extra: What describes the model beside its weights; written into every checkpoint.
         distiller: The teacher, if there is one.
 
@@ -60,6 +62,10 @@ class Classifier(LightningModule):
         self.distiller = distiller
         self.penalties: list[Callable[[], Tensor]] = []
         self.provisional = False
+        self._measured = (model,)  # in a tuple: not registered
+        self._lr = learning_rate(recipe, -(-steps_per_epoch // recipe.accumulate))
+        self._regime = recipe
+        self._format = torch.channels_last if recipe.channels_last else torch.preserve_format
         self.train_loss, self.val_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         accuracies = [MulticlassAccuracy(classes, average="micro", validate_args=False) for _ in range(2)]
         self.train_accuracy, self.val_accuracy = accuracies
@@ -70,29 +76,58 @@ class Classifier(LightningModule):
         """Logits ``[B, classes]``."""
         return self.model(x)
 
+    def on_train_epoch_start(self) -> None:
+        """Enters the epoch's regime: a new optimizer where its kind changes, else new values."""
+        regime, before = regime_at(self.recipe, self.current_epoch), self._regime
+        if regime == before:
+            return
+        self._regime = regime
+        if regime.optimizer != before.optimizer:
+            self.trainer.strategy.optimizers = [make_optimizer(self, regime)]
+        groups = self.trainer.optimizers[0].param_groups
+        groups[0]["weight_decay"] = regime.weight_decay  # the other group has none, see `decay_groups`
+        for group in groups:
+            if "momentum" in group:
+                group["momentum"] = regime.momentum
+
+    def restart_schedule(self, epochs: Sequence[int]) -> None:
+        """Makes the learning rate's schedule begin anew at these epochs; the first one is 0."""
+        self._lr = restarting(self.recipe, -(-self.steps_per_epoch // self.recipe.accumulate), epochs)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds dropout and everything else that draws inside the model, as a function of the step."""
-        torch.manual_seed(derive(self.recipe.seed, "step", self.current_epoch, batch_idx))
+        """Seeds dropout and everything else that draws inside the model, and sets the rate: functions of the step."""
+        torch.manual_seed(self._seed("step", batch_idx))
+        steps = -(-self.steps_per_epoch // self.recipe.accumulate)
+        lr = self.recipe.lr * self._lr(self.current_epoch * steps + batch_idx // self.recipe.accumulate)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = lr
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
         images, labels = batch
+        recipe = self.recipe
+        mixed = mix(images, labels, recipe.mixup, recipe.cutmix, self._seed("mix", batch_idx))
+        images = mixed.images.contiguous(memory_format=self._format)
         if self.distiller is None:
             logits = self.model(images)
-            loss = self.loss(logits, labels)
+            loss = mixed.loss(self.loss, logits)
         else:
-            logits, loss = self.distiller(self.model, images, lambda y: self.loss(y, labels))
+            logits, loss = self.distiller(self.model, images, lambda y: mixed.loss(self.loss, y))
         for penalty in self.penalties:
             loss = loss + penalty()
-        self.train_loss.update(loss.detach(), len(labels))
+        self.train_loss.update(loss.detach().expand(len(labels)))  # a mean over images: weights would be ignored
         self.train_accuracy.update(logits.detach(), labels)
         return loss
+
+    def on_validation_start(self) -> None:
+        """Freezes and packs a copy of the model, where the recipe wants that measured."""
+        self._measured = (pack(copy.deepcopy(self.model).eval()) if self.recipe.eval_ternary else self.model,)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch in eval mode, that is, with the weights' codes."""
         images, labels = batch
-        logits = self.model(images)
-        self.val_loss.update(nn.functional.cross_entropy(logits, labels), len(labels))
+        logits = self._measured[0](images.contiguous(memory_format=self._format))
+        self.val_loss.update(nn.functional.cross_entropy(logits, labels, reduction="none"))
         self.val_accuracy.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -111,10 +146,8 @@ class Classifier(LightningModule):
             raise BitLabError(f"the loss is not finite in epoch {epoch}; try a lower lr or a gradient_clip")
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimizer, its schedule stepped after every batch."""
-        optimizer = make_optimizer(self, self.recipe)
-        schedule = LambdaLR(optimizer, learning_rate(self.recipe, self.steps_per_epoch))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """The optimizer, of the regime that a checkpoint was saved in; `on_train_batch_start` sets the rate."""
+        return make_optimizer(self, self._regime)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then clips the latent weights of the layers whose config says so."""
@@ -128,6 +161,12 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Brings the model into the form it had, before its weights are loaded."""
         restructure(self.model, checkpoint["bitlab"].get("structure", UNCHANGED))
+        self._regime = regime_at(self.recipe, checkpoint["epoch"])
+
+    def _seed(self, use: str, batch_idx: int) -> int:
+        """A seed for this batch of this process; the first process has the one of a process alone."""
+        rank = (self.global_rank,) if self.global_rank else ()
+        return derive(self.recipe.seed, use, self.current_epoch, batch_idx, *rank)
 
     def _report(self, split: str, loss: MeanMetric, accuracy: MulticlassAccuracy) -> None:
         """Logs a split's averages and starts new ones."""

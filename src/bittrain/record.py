@@ -28,27 +28,32 @@ class Recorder(Checkpoint):
     Args:
         run_dir: The run's folder.
         every: Steps between checkpoints within an epoch; 0 for none.
+        patience: Epochs without a better result after which training stops; 0 for never.
     """
 
-    def __init__(self, run_dir: Path, every: int) -> None:
+    def __init__(self, run_dir: Path, every: int, patience: int = 0) -> None:
         """See the class."""
         super().__init__()
         self.run_dir = run_dir
         self.every = every
+        self.patience = patience
+        self.waited = 0  # epochs since the best one
         self.best = [-1.0, 0.0]  # accuracy, -loss: compared in this order
         self.rows: list[dict[str, Any]] = []
         self._start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The best result so far, kept in the checkpoint."""
-        return {"best": self.best}
+        return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.best = state_dict["best"]
+        self.best, self.waited = state_dict["best"], state_dict.get("waited", 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes over the rows of the epochs before a resume, and only these."""
+        self._saved = trainer.global_step
+        self._stop(trainer)
         path = self.run_dir / "metrics.csv"
         if trainer.current_epoch and path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
@@ -62,6 +67,9 @@ class Recorder(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves ``last.ckpt`` every so many steps."""
+        if trainer.global_step == self._saved:  # gradients are being added up, which no checkpoint holds
+            return
+        self._saved = trainer.global_step
         if self.every and trainer.global_step % self.every == 0 and not trainer.is_last_batch:
             self._save(trainer, "last")
 
@@ -73,16 +81,24 @@ class Recorder(Checkpoint):
         row |= {name: f"{metrics[name]:.6f}" for name in sorted(metrics)}
         row |= {"seconds": f"{time.perf_counter() - self._start:.3f}" if self._start else ""}
         self.rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(row), restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.run_dir / "metrics.csv", text.getvalue())
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(row), restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_atomically(self.run_dir / "metrics.csv", text.getvalue())
         score = [metrics["val_accuracy"], -metrics["val_loss"]]
+        self.waited += not pl_module.provisional
         if score > self.best and not pl_module.provisional:
-            self.best = score
+            self.best, self.waited = score, 0
             self._save(trainer, "best")
         self._save(trainer, "last")
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """Ends the training when there was nothing better for too long."""
+        if self.patience and self.waited >= self.patience:
+            trainer.should_stop = True
 
     def _save(self, trainer: Trainer, name: str) -> None:
         """Saves a checkpoint."""

@@ -370,6 +370,21 @@ def test_two_stages(tmp_path: Path) -> None:
     assert_saved_as_trained(tmp_path / "run")
 
 
+@pytest.mark.parametrize("method", ["two-stage share=0.5", "profit bits=4 share=0.25 batches=1"])
+def test_every_stage_has_the_whole_schedule(method: str, tmp_path: Path) -> None:
+    rates: list[float] = []
+    watch = Watch(lambda trainer, _: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    for restart in ("true", "false"):
+        recipe = RECIPE.replace(epochs=4, schedule="cosine", methods=[f"{method} restart={restart}"])
+        fit(recipe, tmp_path / restart, progress=False, callbacks=[watch])
+    stages = 2 if method.startswith("two") else 4
+    restarted, once = torch.tensor(rates).chunk(2)
+    length = len(restarted) // stages
+    first = restarted[:length]
+    assert torch.equal(restarted, first.repeat(stages)) and first[0] == RECIPE.lr and bool((first.diff() < 0).all())
+    assert bool((once.diff() < 0).all())
+
+
 def test_profit_freezes_in_the_order_of_instability(tmp_path: Path) -> None:
     callback = ProgressiveQuantization(bits="8,5,4", share=0.5, batches=3)
     weights: dict[tuple[int, str], list[Tensor]] = {}

@@ -13,7 +13,7 @@ from bitcore.presets import PRESETS
 from bittrain.augment import parse
 from bittrain.recipe import Recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 
 def test_every_option_explains_itself() -> None:
@@ -26,7 +26,7 @@ def test_every_option_explains_itself() -> None:
 def test_published_recipes(path: Path, tmp_path: Path) -> None:
     recipe = Recipe.load(path)
     assert recipe.name == path.stem
-    assert recipe.quant is None or recipe.quant in PRESETS
+    assert recipe.quant in (None, "default", *PRESETS)
     for entry in recipe.augment:
         parse(entry)
     recipe.dump(tmp_path / "again.yaml")

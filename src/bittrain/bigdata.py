@@ -1,0 +1,352 @@
+"""Data that does not fit in memory: pictures decoded by worker threads at every use, from the disk or from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitcore.errors import BitLabError, unknown
+from bittrain.cache import cache_dir
+from bittrain.data import (
+    KNOWN,
+    TEST_NAMES,
+    ImageData,
+    Rows,
+    fetch_hub,
+    image_folders,
+    load_dataset,
+    local_folder,
+    parquet_files,
+)
+from bittrain.decode import Columns, Decoder, encoded, find_columns
+from bittrain.prefetch import prefetch
+from bittrain.seeds import derive
+
+_SAMPLE = 1024
+"""Images that statistics are taken from."""
+_SHUFFLED = 10_000
+"""Rows that a stream is shuffled among (its shards are shuffled too)."""
+
+Cell = tuple[Any, Any, str]
+"""An encoded picture (bytes, a path, or a table's cell), its label, its place for errors."""
+
+
+def open_dataset(
+    name: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    loading: str = "memory",
+    workers: int = 2,
+    seed: int = 0,
+    part: tuple[int, int] = (0, 1),
+) -> ImageData[Rows]:
+    """Opens a dataset by name (see `load_dataset`), wherever its images stay.
+
+    Args:
+        name: As in `load_dataset`.
+        image_size: Likewise.
+        channels: Likewise.
+        loading: ``memory`` (decoded once, cached), ``disk`` (the encoded pictures stay on the disk; those of parquet
+            files are copied into an Arrow file in the cache folder, which is read in any order) or ``stream`` (read
+            from the hub or from parquet files from beginning to end, shuffled in a window, never stored).
+        workers: Threads that decode; 0 decodes in between the steps.
+        seed: Of a stream's order.
+        part: This process and how many there are: streams are divided among them.
+
+    Raises:
+        BitLabError: As in `load_dataset`; with ``stream`` also an image folder.
+    """
+    if loading == "memory" or name == "digits":
+        return load_dataset(name, image_size, channels)
+    size = None if image_size is None else (image_size, image_size)
+    classes, splits = _open_streams(name) if loading == "stream" else _open_cells(name)
+    decoder = Decoder(size, channels)
+    rows: dict[str, Any] = {}
+    for split, source in splits.items():
+        if isinstance(source, _Stream):
+            rows[split] = StreamRows(source, classes, decoder, workers, seed, *part)
+        else:
+            rows[split] = DiskRows(source, classes, decoder, workers)
+    rows["train"].sample(1)  # tells the decoder what images look like
+    return ImageData(name, classes, rows["train"], rows["test"])
+
+
+@dataclass(frozen=True)
+class DiskRows:
+    """Pictures on the disk, in any order.
+
+    Attributes:
+        cells: Gives the cells of some rows.
+        classes: The class names.
+        decoder: What all pictures are brought to.
+        workers: Threads.
+        indices: Which rows of ``cells``, in which order; ``None`` for all.
+    """
+
+    cells: Cells
+    classes: tuple[str, ...]
+    decoder: Decoder
+    workers: int
+    indices: Tensor | None = None
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.cells) if self.indices is None else len(self.indices)
+
+    def take(self, indices: Tensor) -> DiskRows:
+        """The rows ``indices``, in their order."""
+        return replace(self, indices=indices if self.indices is None else self.indices[indices])
+
+    def read(self, batches: Sequence[Tensor], epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `bittrain.data.Rows`."""
+        return prefetch(batches, self._fetch, self.workers)
+
+    def sample(self, count: int | None = None) -> Tensor:
+        """At most so many images, evenly spaced."""
+        step = max(1, len(self) // (count or _SAMPLE))
+        return self._fetch(torch.arange(0, len(self), step)[: count or _SAMPLE])[0]
+
+    def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows if self.indices is None else self.indices[rows]
+        return decode(self.cells(rows.tolist()), self.classes, self.decoder)
+
+
+@dataclass(frozen=True)
+class StreamRows:
+    """Pictures that come one after the other; which rows are asked for does not matter, only how many.
+
+    Attributes:
+        stream: What they come from.
+        classes: The class names.
+        decoder: What all pictures are brought to.
+        workers: Threads.
+        seed: Of the order.
+        rank: This process.
+        processes: How many share the stream.
+        count: Rows of a pass; ``None`` for those that the stream says it has.
+    """
+
+    stream: _Stream
+    classes: tuple[str, ...]
+    decoder: Decoder
+    workers: int
+    seed: int
+    rank: int = 0
+    processes: int = 1
+    count: int | None = None
+
+    def __len__(self) -> int:
+        """The number of images.
+
+        Raises:
+            BitLabError: Nothing says how many there are.
+        """
+        count = self.count or self.stream.count
+        if count is None:
+            raise BitLabError(f"{self.stream.where} does not say how many images it has; set max_train_samples to it")
+        return count
+
+    def take(self, indices: Tensor) -> StreamRows:
+        """The first so many rows of every pass."""
+        return replace(self, count=len(indices))
+
+    def read(self, batches: Sequence[Tensor], epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `bittrain.data.Rows`; a stream that ends too early starts again."""
+        from datasets.distributed import split_dataset_by_node
+
+        stream = self.stream.rows
+        if self.processes > 1:
+            stream = split_dataset_by_node(stream, self.rank, self.processes)
+        if self.stream.shuffled:
+            stream = stream.shuffle(seed=derive(self.seed, "order", epoch) % 2**32, buffer_size=_SHUFFLED)
+        sizes = [len(rows) for rows in batches]
+        skipped = start * (sizes[0] if sizes else 0)
+
+        def cells() -> Iterator[Cell]:
+            yield from self.stream.cells(stream.skip(skipped))
+            while True:
+                yield from self.stream.cells(stream)
+
+        endless = cells()
+        pieces = (list(islice(endless, size)) for size in sizes)
+        return prefetch(pieces, lambda piece: decode(piece, self.classes, self.decoder), self.workers)
+
+    def sample(self, count: int | None = None) -> Tensor:
+        """The first images."""
+        rows = islice(self.stream.cells(self.stream.rows), count or _SAMPLE)
+        return decode(list(rows), self.classes, self.decoder)[0]
+
+
+class Cells:
+    """The cells of a table, or of image folders, in any order."""
+
+    def __init__(self, count: int, read: Callable[[list[int]], list[Cell]]) -> None:
+        """Takes the number of rows, and a function from row numbers to cells."""
+        self._count, self._read = count, read
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self._count
+
+    def __call__(self, rows: list[int]) -> list[Cell]:
+        """Returns the cells of some rows."""
+        return self._read(rows)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream of the ``datasets`` library."""
+
+    rows: Any
+    columns: Columns
+    where: str
+    count: int | None
+    shuffled: bool
+
+    def cells(self, rows: Any) -> Iterator[Cell]:
+        for i, row in enumerate(rows):
+            yield row[self.columns.image], row[self.columns.label], f"{self.where}, row {i} of the stream"
+
+
+def decode(cells: Iterable[Cell], classes: Sequence[str], decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """Decodes pictures and checks their labels.
+
+    Returns:
+        Images uint8 ``[B, C, H, W]`` and labels int64 ``[B]``.
+
+    Raises:
+        BitLabError: An unreadable picture, or a label out of range; the message names its place.
+    """
+    images, labels = [], []
+    for value, label, where in cells:
+        if label is None or not 0 <= label < len(classes):
+            raise BitLabError(
+                f"{where}: label {label} is out of range 0 to {len(classes) - 1} ({len(classes)} classes)"
+            )
+        images.append(decoder(encoded(value, where), where))
+        labels.append(label)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _open_cells(name: str) -> tuple[tuple[str, ...], dict[str, Cells]]:
+    """Class names, and train and test cells, of an image folder or of a table in a memory-mapped Arrow file."""
+    folder = local_folder(name)
+    if folder is not None and not parquet_files(folder, ("train",)):
+        classes, pictures = image_folders(folder)
+        return classes, {split: _folder_cells(rows) for split, rows in pictures.items()}
+    tables = _parquet_tables(folder) if folder is not None else fetch_hub(_hub(name))
+    splits: dict[str, Cells] = {}
+    classes = None
+    for split, table in tables.items():
+        where = f"{name} ({split})"
+        columns = find_columns(table.features.arrow_schema, where)
+        splits[split] = _table_cells(table, columns, where)
+        classes = classes or columns.classes or _numbered(table, columns)
+    return classes or (), splits
+
+
+def _folder_cells(pictures: list[tuple[Path, int]]) -> Cells:
+    return Cells(len(pictures), lambda rows: [(pictures[i][0], pictures[i][1], str(pictures[i][0])) for i in rows])
+
+
+def _table_cells(table: Any, columns: Columns, where: str) -> Cells:
+    rows_of = table.select_columns([columns.image, columns.label]).with_format("arrow")
+
+    def read(rows: list[int]) -> list[Cell]:
+        piece = rows_of[rows]
+        values = piece.column(columns.image).to_pylist(), piece.column(columns.label).to_pylist()
+        return [(image, label, f"{where}, row {i}") for i, image, label in zip(rows, *values, strict=True)]
+
+    return Cells(len(table), read)
+
+
+def _numbered(table: Any, columns: Columns) -> tuple[str, ...]:
+    """Class names for labels without any: their numbers."""
+    labels = table.select_columns([columns.label]).with_format("numpy")[:][columns.label]
+    return tuple(map(str, range(int(labels.max()) + 1)))
+
+
+def _parquet_tables(folder: Path, streaming: bool = False) -> dict[str, Any]:
+    """The tables of a folder's parquet files."""
+    import datasets
+
+    files = {"train": parquet_files(folder, ("train",)), "test": parquet_files(folder, TEST_NAMES)}
+    if not files["test"]:
+        raise BitLabError(f"{folder}: there is no test-*.parquet beside the training files")
+    try:
+        with _quiet():
+            tables: Any = datasets.load_dataset(
+                "parquet",
+                data_files={split: [str(p) for p in paths] for split, paths in files.items()},
+                cache_dir=str(cache_dir() / "arrow"),
+                streaming=streaming,
+            )
+    except Exception as error:  # the library raises many kinds, most of them undocumented
+        reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
+        raise BitLabError(f"{folder}: its parquet files cannot be read ({reason}); fetch them again") from None
+    return {split: tables[split] for split in files}
+
+
+def _open_streams(name: str) -> tuple[tuple[str, ...], dict[str, _Stream]]:
+    """Class names, and train and test streams, of a hub name or of local parquet files."""
+    import datasets
+
+    folder = local_folder(name)
+    if folder is not None and not parquet_files(folder, ("train",)):
+        raise BitLabError(f"{folder} holds image folders, which are no stream; use loading disk")
+    tables = _parquet_tables(folder, True) if folder is not None else fetch_hub(_hub(name), streaming=True)
+    streams: dict[str, _Stream] = {}
+    classes: tuple[str, ...] | None = None
+    for split, table in tables.items():
+        where = f"{name} ({split})"
+        if table.features is None:
+            raise BitLabError(f"{where} does not say what its columns are; use loading disk")
+        columns = find_columns(table.features.arrow_schema, where)
+        classes = classes or columns.classes
+        if isinstance(table.features[columns.image], datasets.Image):
+            table = table.cast_column(columns.image, datasets.Image(decode=False))
+        rows = table.select_columns([columns.image, columns.label])
+        count = _count(folder, split) if folder is not None else (table.info.splits or {}).get(split)
+        streams[split] = _Stream(rows, columns, where, getattr(count, "num_examples", count), split == "train")
+    if classes is None:
+        raise BitLabError(f"{name} has no class names, and a stream cannot be counted; use loading disk")
+    return classes, streams
+
+
+def _count(folder: Path, split: str) -> int:
+    """The rows of a folder's parquet files, as their footers say."""
+    import pyarrow.parquet as pq
+
+    files = parquet_files(folder, ("train",) if split == "train" else TEST_NAMES)
+    return sum(pq.read_metadata(path).num_rows for path in files)
+
+
+def _hub(name: str) -> str:
+    """A name's dataset on the hub."""
+    if name in KNOWN:
+        return KNOWN[name].hub
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise unknown("dataset", name, KNOWN)
+    return name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the library's progress bars."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,145 @@
+"""The fields of a recipe: what a command line shows of them, how their values are read, converted and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+
+from bitcore.errors import BitLabError, unknown
+
+
+def option(
+    default: Any,
+    help: str,
+    panel: str,
+    choices: Iterable[str] = (),
+    low: float = -math.inf,
+    high: float = math.inf,
+    also: Iterable[str] = (),
+) -> Any:
+    """A field with what a command line shows of it.
+
+    Args:
+        default: The value; a callable makes one.
+        help: One line, in plain words.
+        panel: The group it is listed under.
+        choices: The valid values, where there are few.
+        low: The smallest valid number.
+        high: The largest.
+        also: Other names of the flag, such as ``-b``.
+    """
+    metadata = {
+        "help": help,
+        "panel": panel,
+        "choices": tuple(choices),
+        "low": low,
+        "high": high,
+        "also": tuple(also),
+    }
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def read_yaml(text: str) -> Any:
+    """Reads safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number), and which refuses a key given twice.
+
+    Raises:
+        yaml.YAMLError: It is none.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
+    """Reads ``key=value`` texts; a value is YAML, so that lists and numbers work.
+
+    Args:
+        texts: For example ``["hidden_dims=[64, 60]"]``.
+        what: The option's name, for the error.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = str(text).partition("=")
+        if not sign or not key:
+            raise BitLabError(f"{what}: '{text}' is not of the form KEY=VALUE")
+        try:
+            values[key.strip()] = read_yaml(value)
+        except yaml.YAMLError:
+            raise BitLabError(f"{what}: '{value}' is no valid value for {key}") from None
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number), and which refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping without double keys."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """Returns ``value`` as ``kind``, where it means that without loss.
+
+    Args:
+        name: The field's.
+        value: Any plain value.
+        kind: The field's type.
+
+    Raises:
+        BitLabError: It does not.
+    """
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            return None
+        return convert(name, value, next(k for k in get_args(kind) if k is not types.NoneType))
+    base = get_origin(kind) or kind
+    if base is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if base is tuple:
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+    elif base is dict:
+        if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+            return dict(value)
+    elif base is str and type(value) is int:
+        return str(value)  # precision: 32
+    elif type(value) is base and (base is not float or math.isfinite(value)):
+        return value
+    wanted = {
+        "tuple": "a list of texts",
+        "dict": "a mapping",
+        "str": "text",
+        "int": "a whole number",
+        "bool": "true or false",
+    }
+    raise BitLabError(f"recipe key {name}: must be {wanted.get(base.__name__, 'a number')}, not {value!r}")
+
+
+def check(spec: dataclasses.Field[Any], value: Any) -> None:
+    """Checks a value against the field's choices and limits."""
+    choices, low, high = (spec.metadata[k] for k in ("choices", "low", "high"))
+    if choices and value is not None and value not in choices:
+        raise unknown(spec.name, value, choices)
+    if isinstance(value, int | float) and not low <= value <= high:
+        limits = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+        raise BitLabError(f"recipe key {spec.name}: must be {limits}, not {value:g}")

@@ -1,0 +1,116 @@
+"""From a recipe to its data, ready to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bitcore.errors import BitLabError
+from bittrain.augment import Augment
+from bittrain.bigdata import open_dataset
+from bittrain.data import ImageData, Rows
+from bittrain.loader import TestLoader, TrainLoader
+from bittrain.preprocessing import Preprocessing
+from bittrain.recipe import Recipe
+from bittrain.seeds import generator
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's data, ready to train on.
+
+    Attributes:
+        recipe: The recipe.
+        data: The dataset, in memory at the network's size.
+        train: The images to train on.
+        source: The same images at the size that is augmented.
+        watched: The images measured after each epoch: the held-out ones, or the test split.
+        preprocessing: Pixels to input.
+        augment: The augmentation, if any.
+    """
+
+    recipe: Recipe
+    data: ImageData[Rows]
+    train: Rows
+    source: Rows
+    watched: Rows
+    preprocessing: Preprocessing
+    augment: Augment | None
+
+    def loaders(self, device: torch.device, rank: int, processes: int) -> tuple[TrainLoader, TestLoader]:
+        """Returns the batches to train on and those to measure, of one of several processes.
+
+        Args:
+            device: Where training images are augmented.
+            rank: The process.
+            processes: How many there are.
+        """
+        recipe = self.recipe
+        train = TrainLoader(
+            self.train,
+            self.preprocessing,
+            recipe.batch_size,
+            recipe.seed,
+            self.augment,
+            self.source,
+            recipe.augment_probability,
+            recipe.augment_copies,
+            rank=rank,
+            processes=processes,
+            device=device,
+        )
+        return train, TestLoader(self.watched, self.preprocessing, rank=rank, processes=processes)
+
+
+def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
+    """Loads what a recipe trains and measures on.
+
+    Args:
+        recipe: The options.
+        rank: This process.
+        processes: How many share the work (they share streams).
+
+    Raises:
+        BitLabError: As `bittrain.bigdata.open_dataset` and `Augment`.
+    """
+    big = recipe.loading != "memory"
+    if big and recipe.augment_copies:
+        raise BitLabError("augment_copies needs loading memory; augment every image instead, and raise epochs")
+
+    def load(size: int | None) -> ImageData[Rows]:
+        part = (rank, processes)
+        return open_dataset(recipe.dataset, size, recipe.channels, recipe.loading, recipe.workers, recipe.seed, part)
+
+    first = (recipe.augment_size if big and recipe.augment else None) or recipe.image_size
+    data = load(first)
+    train = source = data.train
+    if not big and recipe.augment and recipe.augment_size is not None:
+        source = load(recipe.augment_size).train
+    watched = data.test
+    if recipe.max_test_samples and recipe.max_test_samples < len(watched):
+        watched = watched.take(torch.arange(recipe.max_test_samples))
+    if recipe.max_train_samples or recipe.validation:
+        if recipe.loading == "stream" and recipe.validation:
+            raise BitLabError("validation holds images out, which a stream cannot; use loading disk")
+        order = torch.randperm(_rows(train, recipe), generator=generator(recipe.seed, "samples"))
+        order = order[: recipe.max_train_samples]
+        held_out = int(len(order) * recipe.validation)
+        if held_out:
+            watched = train.take(order[:held_out])
+        shared = source is train
+        train = train.take(order[held_out:])
+        source = train if shared else source.take(order[held_out:])
+    if not len(train) or not len(watched):
+        raise BitLabError("no images are left to train or to measure on; raise max_train_samples or max_test_samples")
+    height, width = source.sample(1).shape[2:]
+    augment = Augment(recipe.augment, (height, width)) if recipe.augment else None
+    size = (recipe.image_size, recipe.image_size) if recipe.image_size else data.shape[1:]
+    return Prepared(recipe, data, train, source, watched, data.preprocessing(recipe.normalization, size), augment)
+
+
+def _rows(train: Rows, recipe: Recipe) -> int:
+    """How many rows there are to choose from; of a stream that does not say it, as many as are wanted."""
+    if recipe.loading == "stream" and recipe.max_train_samples:
+        return recipe.max_train_samples
+    return len(train)
