@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bitexport.targets import Artifact
-from bitexport.targets.c.host import STRICT
+from bitexport.targets.c.host import STRICT, input_bytes
 
 SANITIZERS = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MAIN = """\
@@ -60,7 +60,7 @@ class Program:
 
     def run(self, name: str, codes: np.ndarray) -> np.ndarray:
         """Runs a network; `NAME_run_in`, `NAME_run` and `NAME_predict` agree, or this fails."""
-        data = codes.astype(np.int16).astype(np.uint8).tobytes()
+        data = input_bytes(codes)
         command = [str(self.path), str(self.names.index(name))]
         done = subprocess.run(command, input=data, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode(errors="replace")

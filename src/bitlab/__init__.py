@@ -2,6 +2,7 @@
 
 from bitcore import FORMATS, PRESETS, BitLabError, BitQuantConfig, get_format, get_preset
 from bitexport import lower
+from bitexport.targets.engine import compile  # noqa: A004
 from bitlayers import Bit, BitConv2d, BitLinear, convert_to_ternary, convert_to_ternary_p2, pack, quantize
 from bitlayers.convert import convert
 from bitmodels import (
@@ -27,6 +28,7 @@ __all__ = [
     "BitLabError",
     "BitLinear",
     "BitQuantConfig",
+    "compile",
     "convert",
     "convert_to_ternary",
     "convert_to_ternary_p2",

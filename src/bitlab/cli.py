@@ -1,4 +1,4 @@
-"""The command line: bitlab quickstart | train | evaluate | export | verify | info | publish."""
+"""The command line: bitlab quickstart | train | evaluate | export | verify | info | doctor | bench | publish."""
 
 from __future__ import annotations
 
@@ -70,7 +70,12 @@ def quickstart(
 @recipe_flags
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe (YAML); without one, the digits recipe.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/NAME].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: RESULTS_DIR/SAVE].")] = None,
+    results_dir: Annotated[Path, typer.Option("--results-dir", help="Where run folders lie.")] = Path("runs"),
+    save: Annotated[str | None, typer.Option("--save", help="Name of the run folder [default: the recipe's].")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--evaluate", "-e", help="Only measure this checkpoint, on the recipe's data.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, exactly.")] = False,
     float_twin: Annotated[
         bool, typer.Option("--float-twin", help="Train the full-precision twin instead (quant: none).")
@@ -81,14 +86,20 @@ def train(
 ) -> None:
     """Train a recipe. Every line of a recipe is also a flag; flags win."""
     from bitlab.pipeline import measure, open_checkpoint
-    from bittrain.fit import fit
+    from bittrain.fit import fit, is_first_process
     from bittrain.recipe import Recipe
 
     chosen = (Recipe.load(recipe) if recipe else Recipe()).replace(**flags)
     if float_twin:
-        chosen = chosen.replace(name=f"{chosen.name}-float", quant=None, quant_overrides={})
-    folder = fit(chosen, out or Path("runs") / chosen.name, resume=resume, progress=not (quiet or json))
-    result = {"folder": str(folder), **measure(open_checkpoint(folder), max_samples=chosen.max_test_samples)}
+        chosen = chosen.full_precision()
+    if checkpoint is not None:
+        given = chosen.dataset if recipe or "dataset" in flags else None
+        result = measure(open_checkpoint(checkpoint), given, chosen.max_test_samples)
+    else:
+        folder = fit(chosen, out or results_dir / (save or chosen.name), resume=resume, progress=not (quiet or json))
+        if not is_first_process():
+            return
+        result = {"folder": str(folder), **measure(open_checkpoint(folder), max_samples=chosen.max_test_samples)}
     if json:
         console.show_json(result)
     else:
@@ -112,7 +123,9 @@ def export(
     checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; new, empty, or an earlier export.")],
     name: Annotated[str, typer.Option(help="Name of the network in C.")] = "network",
-    target: Annotated[str, typer.Option(help="What to export to.")] = "c",
+    target: Annotated[
+        str, typer.Option(help="c or host for any machine, or a chip that must hold it: rv32ec, cortex-m0, ...")
+    ] = "c",
     json: Json = False,
 ) -> None:
     """Write a network as C99 source that computes the same bits."""
@@ -124,14 +137,90 @@ def export(
         raise unknown("target", target, TARGETS)
     opened = pipeline.open_checkpoint(checkpoint)
     artifact, graph = pipeline.export(opened, out, name, target)
-    sizes = totals(graph)
+    sizes = totals(graph, artifact.folder)
     if json:
         console.show_json({"folder": str(artifact.folder), "name": name, "sizes": sizes.to_dict()})
         return
+    written = "the integer graph" if target == "engine" else f"{name}.c, {name}.h, the runtime and a README"
     console.out.print(
-        f"{artifact.folder}: {name}.c, {name}.h, the runtime and a README. "
+        f"{artifact.folder}: {written}. "
         f"Constants {console.size(sizes.constants)}, arena {console.size(sizes.arena)}, {sizes.macs:,} MACs."
     )
+
+
+@app.command()
+def measure(
+    folder: Annotated[Path, typer.Argument(help="An exported folder.")],
+    target: Annotated[
+        str | None, typer.Option(help="host, wasm32 or a chip [default: the one it was exported for].")
+    ] = None,
+    dataset: Dataset = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="The first so many test images.")] = 100,
+    all: Annotated[bool, typer.Option("--all", help="All test images.")] = False,
+    json: Json = False,
+) -> None:
+    """Run an exported network in an emulator of its chip: accuracy, equality, flash, RAM, instructions, time."""
+    from bitlab.measure import measure_export, rows_of
+
+    result = measure_export(folder, target, dataset, None if all else samples)
+    if json:
+        console.show_json(result)
+    else:
+        console.show_table(f"{result['name']} on {result['chip']}", ("", "", ""), rows_of(result))
+    _exit_on_mismatch(result)
+
+
+@app.command()
+def fit(
+    target: Annotated[str, typer.Option(help="The chip: rv32ec, cortex-m0, ...")],
+    dataset: Annotated[str, typer.Option(help="The dataset.")] = "mnist",
+    flash: Annotated[str | None, typer.Option(help="Bytes of flash, as 8k [default: the chip's].")] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="Bytes of RAM, with input and stack, as 2k [default: the chip's].")
+    ] = None,
+    instructions: Annotated[str | None, typer.Option(help="Instructions (AVR: cycles) of an image, as 500k.")] = None,
+    family: Annotated[str, typer.Option(help="mcunet or mlp.")] = "mcunet",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="A weight format to choose; repeatable.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="How to train: a recipe; its network is replaced.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 30,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the longest training in the search.")] = 18,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of the images [default: at most 16].")
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the training images that networks are judged by.")
+    ] = 0.1,
+    max_train_samples: Annotated[int | None, typer.Option(min=1, help="Search on so many training images.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of search and trainings.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder for study.json, pareto.png and best.yaml.")] = Path("fit"),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search in the folder.")] = False,
+    json: Json = False,
+) -> None:
+    """Search the most accurate network for a chip and budgets of flash, RAM and instructions."""
+    from bitlab import fit as search
+    from bitlab.fit_space import DEFAULT_FORMATS
+    from bittrain.recipe import Recipe
+
+    budget = search.parse_budget(target, flash, ram, instructions)
+    base = Recipe.load(recipe) if recipe else search.RECIPE
+    size = search.fit_image_size(dataset, image_size or base.image_size)
+    base = base.replace(dataset=dataset, seed=seed, validation=0, image_size=size)
+    chosen = tuple(formats or DEFAULT_FORMATS)
+    wanted = search.Search(target, budget, base, epochs, family, chosen, validation, max_train_samples)
+    with console.err.status("") as status:
+        show = (lambda _: None) if json else _show_trial
+        fitter = search.Fitter(wanted, out, resume, show, status.update)
+        complete = fitter.run(trials)
+    best = fitter.best
+    if json:
+        console.show_json({"folder": str(out), "complete": complete, "best": best})
+    elif best is not None:
+        _show_trial(best, "Best")
+        console.out.print(f"{out}: study.json, pareto.png, best.yaml. Train it: bitlab train {out / 'best.yaml'}")
+    if best is None:
+        raise BitLabError(f"no network was trained to the end within the budget; go on with --resume --out {out}")
 
 
 @app.command()
@@ -142,12 +231,16 @@ def verify(
     ] = None,
     dataset: Dataset = None,
     samples: Samples = None,
+    target: Annotated[str, typer.Option(help="What to compare: c, or engine (the CPU kernels).")] = "c",
     json: Json = False,
 ) -> None:
     """Prove that the C code gives the same bits: every output of every test image, against the interpreter."""
+    from bitexport.targets import TARGETS
     from bitlab import pipeline
 
-    result = pipeline.verify(path, float_twin, dataset, samples).to_dict()
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    result = pipeline.verify(path, float_twin, dataset, samples, target).to_dict()
     if json:
         console.show_json(result)
     else:
@@ -172,16 +265,55 @@ def info(
 
 
 @app.command()
+def doctor(json: Json = False) -> None:
+    """Show what this machine has, test every kernel on it, and say which ones run."""
+    from bitlab.doctor import examine, show
+
+    result = examine()
+    if json:
+        console.show_json(result)
+    else:
+        show(result)
+    if not result["healthy"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the results (JSON).")] = Path("bench.json"),
+    rounds: Annotated[int, typer.Option(min=3, help="Turns of each contestant.")] = 15,
+    threads: Annotated[int, typer.Option(min=1, help="The most threads, from 1 on.")] = 2,
+    roofline: Annotated[Path | None, typer.Option(help="Draw the roofline (PNG); needs matplotlib.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Put the table into this Markdown page.")] = None,
+) -> None:
+    """Time packed layers against torch, onnxruntime and ggml, and against the machine's limits."""
+    from bitlab import bench
+
+    results = bench.run(range(1, threads + 1), rounds)
+    bench.publish(results, out, page)
+    if roofline is not None:
+        bench.draw(results, roofline)
+
+
+@app.command()
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     float_twin: Annotated[Path, typer.Option("--float-twin", help="Run folder of the full-precision twin.")],
+    chips: Annotated[
+        list[str] | None, typer.Option("--chip", help="Measure it on this microcontroller too; repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images that each chip runs.")] = 20,
     out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("results"),
 ) -> None:
     """Verify a run on its whole test set and keep its figures as JSON, for the tables of the documentation."""
     from bitlab import results
 
-    path = results.publish(run, float_twin, out)
-    console.out.print(f"{path} is written; refresh the README's table with: python -m bitlab.results")
+    path = results.publish(run, float_twin, out, chips or (), samples)
+    console.out.print(f"{path} is written; refresh the README's tables with: python -m bitlab.results")
+
+
+_TARGET_NAMES = {"c": "C", "engine": "the engine"}
+_COSTS = {"parameters": "parameters", "flash": "B flash", "ram": "B RAM", "instructions": "instructions"}
 
 
 def _show_measure(result: dict[str, Any]) -> None:
@@ -193,19 +325,29 @@ def _show_measure(result: dict[str, Any]) -> None:
         console.out.print(f"Run folder: {result['folder']}")
 
 
+def _show_trial(row: dict[str, Any], title: str = "") -> None:
+    costs = [f"{row[name]:,} {unit}" for name, unit in _COSTS.items() if row.get(name) is not None]
+    found = console.percent(row["accuracy"]) if row["state"] == "finished" else f"{row['state']}: {row['reason']}"
+    text = ", ".join([*costs, found])
+    console.out.print(f"{title or row['number']}: {console.escape(row['network'])}: {text}", soft_wrap=True)
+
+
 def _show_report(result: dict[str, Any]) -> None:
     accuracy = result["accuracy"]
+    target = next(name for name in _TARGET_NAMES if name in accuracy)
     rows = [
         ("full precision (twin)", console.percent(accuracy["float"])),
         ("fake-quantized (PyTorch)", console.percent(accuracy["fake_quantized"])),
         ("integer graph (interpreter)", console.percent(accuracy["integer"])),
-        ("C", console.percent(accuracy["c"])),
+        (_TARGET_NAMES[target], console.percent(accuracy[target])),
     ]
     differing = result["classes_differing_between_fake_quantized_and_integer"]
     console.show_table(f"{result['dataset']}, {result['samples']:,} test images", ("network", "accuracy"), rows)
     if differing is not None:
         console.out.print(f"Fake-quantized and integer classes differ on {differing} of {result['samples']:,} images.")
-    compared = f"{result['outputs_compared']:,} outputs of {result['samples']:,} images compared with C"
+    compared = (
+        f"{result['outputs_compared']:,} outputs of {result['samples']:,} images compared with {_TARGET_NAMES[target]}"
+    )
     if result["mismatches"]:
         console.out.print(f"[bold red]FAILED[/]: {compared}: {result['mismatches']:,} images differ. First: "
                           f"{result['first_mismatch']}.")  # fmt: skip

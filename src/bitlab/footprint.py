@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bitcore.formats import get_format
 from bitcore.graph import Conv2d, Graph, Linear
 from bitexport.targets.c.source import CSource
+from bitexport.targets.c.target import MANIFEST_FILE, Manifest
 from bitlayers import BitLayer
 
 
@@ -50,7 +51,7 @@ def layer_footprints(model: nn.Module, input_shape: tuple[int, ...]) -> list[Lay
         model: The model.
         input_shape: One sample's shape, for the multiply-accumulates.
     """
-    macs = _count_macs(model, input_shape)
+    macs = count_macs(model, input_shape)
     return [
         _bit_layer(name, layer, macs.get(name)) if isinstance(layer, BitLayer) else _float_layer(name, layer, macs)
         for name, layer in model.named_modules()
@@ -88,8 +89,11 @@ def _float_layer(name: str, layer: nn.Module, macs: dict[str, int | None] | dict
     )
 
 
-def _count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
-    """Runs one sample of zeros and counts, for every weighted layer, outputs times fan-in."""
+def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]:
+    """Runs one sample of zeros and returns, for every weighted layer, outputs times fan-in.
+
+    Nothing is computed where the model was built under ``torch.device("meta")`` and this is called under it.
+    """
     counts: dict[str, int] = {}
     hooks = []
     for name, layer in model.named_modules():
@@ -117,11 +121,12 @@ class Totals:
     """A whole network on a microcontroller.
 
     Attributes:
-        weights: Bytes of the packed weights.
+        weights: Bytes of the packed weights, as they lie in flash.
         constants: Bytes of all constants in flash (weights, biases, thresholds, multipliers); code is not counted.
-        arena: Bytes of working memory.
+        arena: Bytes of working memory, with room for the input.
         input: Bytes of the input.
         macs: Multiply-accumulates a sample.
+        multiplications: What else is multiplied a sample; 0 where requantizations are shifts or thresholds.
         float32: Bytes of the same weights in float32.
     """
 
@@ -130,28 +135,31 @@ class Totals:
     arena: int
     input: int
     macs: int
+    multiplications: int
     float32: int
 
     @property
     def ram(self) -> int:
-        """Arena and input; the stack is not counted."""
-        return self.arena + self.input
+        """The arena, which holds the input too; the stack is not counted."""
+        return self.arena
 
     def to_dict(self) -> dict[str, int]:
         """Everything as plain values."""
         return {**asdict(self), "ram": self.ram}
 
 
-def totals(graph: Graph) -> Totals:
-    """Returns a graph's sizes as the C target lays it out."""
-    source = CSource(graph, "network")
+def totals(graph: Graph, folder: Path | None = None) -> Totals:
+    """Returns a graph's sizes as the C target lays it out, in an export folder as it was made for its chip."""
+    limit = Manifest.load(folder).limit if folder and (folder / MANIFEST_FILE).is_file() else None
+    source = CSource(graph, "network", limit)
     source.source()
-    weighted = [node.op for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
+    weighted = [node for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(
-        weights=sum(len(op.levels) * get_format(op.format).packing.row_bytes(op.levels[0].size) for op in weighted),
+        weights=sum(source.weight_bytes(node.name) for node in weighted),
         constants=sum(constant.bytes for constant in source.constants),
         arena=source.plan.arena,
         input=graph.input.type.bytes,
         macs=graph.macs(),
-        float32=4 * sum(op.levels.size for op in weighted),
+        multiplications=graph.multiplications(),
+        float32=4 * sum(node.op.levels.size for node in weighted),  # type: ignore[attr-defined]
     )

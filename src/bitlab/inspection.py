@@ -14,7 +14,7 @@ from bitexport.targets.c.target import GRAPH_FILE, open_export
 from bitlab import console
 from bitlab.footprint import LayerFootprint, Totals, layer_footprints, totals
 from bitlab.pipeline import Checkpoint, make_graph, open_checkpoint
-from bitmodels import list_models
+from bitmodels import find_model, list_models
 
 
 def show_registries(json: bool) -> None:
@@ -33,8 +33,15 @@ def show_registries(json: bool) -> None:
         for name, p in PRESETS.items()
     ]
     console.show_table("Presets", ("preset", "weights", "weight scale", "activations", "activation scale"), presets)
-    console.out.print(f"Models: {', '.join(list_models())}")
+    console.show_table("Models", ("model", "family", "options", "own preset"), [_model(name) for name in list_models()])
     console.native_kernels()
+
+
+def _model(name: str) -> tuple[str, str, str, str]:
+    """One model's row: what its name stands for."""
+    variant = find_model(name)
+    options = ", ".join(f"{key}={value}" for key, value in variant.options.items())
+    return name, variant.family.name, options, variant.quant if isinstance(variant.quant, str) else ""
 
 
 def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> None:
@@ -103,5 +110,6 @@ def _show_totals(size: Totals) -> None:
     console.out.print(
         f"Weights: {console.size(size.weights)}, {size.float32 / size.weights:.1f}× less than float32. "
         f"Flash: {console.size(size.constants)} of constants. RAM: {console.size(size.ram)} "
-        f"(arena {size.arena} + input {size.input}). {size.macs:,} MACs."
+        f"(arena {size.arena} + input {size.input}). {size.macs:,} MACs, "
+        f"{size.multiplications:,} other multiplications."
     )

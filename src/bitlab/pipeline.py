@@ -63,8 +63,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def measure(checkpoint: Checkpoint, dataset: str | None = None, max_samples: int | None = None) -> dict[str, Any]:
     """Returns accuracy and loss on the test split (see `bittrain.evaluate.evaluate`)."""
-    name = dataset or checkpoint.extra["dataset"]
-    return {"dataset": name, **evaluate(checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples)}
+    name, recipe = dataset or checkpoint.extra["dataset"], checkpoint.extra.get("recipe", {})
+    where = {key: recipe[key] for key in ("loading", "workers") if key in recipe}
+    found = evaluate(checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples, **where)
+    return {"dataset": name, **found}
 
 
 def make_graph(checkpoint: Checkpoint) -> Graph:
@@ -100,9 +102,10 @@ class Report:
     Attributes:
         dataset: The data set's name.
         labels: The true classes.
-        check: Interpreter against C.
+        check: Interpreter against the target.
         fake_quantized: The model's own classes, ``None`` when only an export was given.
         float_accuracy: The full-precision twin's accuracy, if one was given.
+        target: What was compared with the interpreter, ``"c"`` or ``"engine"``.
     """
 
     dataset: str
@@ -110,6 +113,7 @@ class Report:
     check: Verification
     fake_quantized: np.ndarray | None
     float_accuracy: float | None
+    target: str = "c"
 
     @property
     def differing_classes(self) -> int | None:
@@ -135,31 +139,38 @@ class Report:
                 "float": self.float_accuracy,
                 "fake_quantized": None if self.fake_quantized is None else self.accuracy(self.fake_quantized),
                 "integer": self.accuracy(check.scores.argmax(1)),
-                "c": self.accuracy(check.target_scores.argmax(1)),
+                self.target: self.accuracy(check.target_scores.argmax(1)),
             },
             "classes_differing_between_fake_quantized_and_integer": self.differing_classes,
         }
 
 
-def verify(path: Path, twin: Path | None = None, dataset: str | None = None, max_samples: int | None = None) -> Report:
-    """Compares the C code with the interpreter on the test set, every output of every image.
+def verify(
+    path: Path,
+    twin: Path | None = None,
+    dataset: str | None = None,
+    max_samples: int | None = None,
+    target: str = "c",
+) -> Report:
+    """Compares the C code (or another target) with the interpreter on the test set, every output of every image.
 
     Args:
         path: An export folder (its C is taken as it is), a run folder or a checkpoint (exported first).
         twin: The checkpoint of the full-precision twin.
         dataset: Another data set than the one the model was trained on.
         max_samples: Only so many images.
+        target: What is compared: a name of `TARGETS`.
 
     Raises:
         BitLabError: If something cannot be read, exported, compiled or run. A mismatch is no error here.
     """
     if path.is_dir() and (path / GRAPH_FILE).is_file():
         artifact, graph = open_export(path)
-        return _verify(artifact, graph, None, twin, dataset, max_samples)
+        return _verify(artifact, graph, None, twin, dataset, max_samples, target)
     checkpoint = open_checkpoint(path)
     with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
-        artifact, graph = export(checkpoint, Path(folder) / "network", "network")
-        return _verify(artifact, graph, checkpoint, twin, dataset, max_samples)
+        artifact, graph = export(checkpoint, Path(folder) / "network", "network", target)
+        return _verify(artifact, graph, checkpoint, twin, dataset, max_samples, target)
 
 
 def _verify(
@@ -169,6 +180,7 @@ def _verify(
     twin: Path | None,
     dataset: str | None,
     max_samples: int | None,
+    target: str,
 ) -> Report:
     if "preprocessing" not in graph.info:
         raise BitLabError(f"'{artifact.folder}' does not say how pixels become its input; export it again")
@@ -176,9 +188,9 @@ def _verify(
     name = dataset or graph.info["dataset"]
     split = load_split(name, preprocessing)
     images, labels = split.images[:max_samples], split.labels[:max_samples]
-    check = compare(graph, TARGETS["c"], artifact, graph.input.quantize(preprocessing(images)))
+    check = compare(graph, TARGETS[target], artifact, graph.input.quantize(preprocessing(images)))
     fake = None
     if checkpoint is not None:
         fake = predict(checkpoint.model, images, preprocessing).argmax(1).numpy()
     accuracy = None if twin is None else measure(open_checkpoint(twin), dataset, max_samples)["accuracy"]
-    return Report(name, labels.numpy(), check, fake, accuracy)
+    return Report(name, labels.numpy(), check, fake, accuracy, "engine" if target == "engine" else "c")

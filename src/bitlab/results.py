@@ -1,77 +1,167 @@
 """Published figures: a run's results as JSON, and the tables of the documentation made from them.
 
-``python -m bitlab.results`` rewrites the table in README.md; a test checks that it is up to date.
+``python -m bitlab.results`` rewrites the tables in README.md; a test checks that they are up to date.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitcore.config import FLOAT
 from bitcore.files import write_atomically
 from bitlab.footprint import layer_footprints, totals
-from bitlab.pipeline import make_graph, open_checkpoint, verify
+from bitlab.measure import measure_export
+from bitlab.pipeline import Checkpoint, export, make_graph, measure, open_checkpoint, verify
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-_COLUMNS = ("recipe", "weights", "weight bytes", "float twin", "fake-quantized", "C", "mismatches, interpreter – C")
+Row = Callable[[dict[str, Any]], Sequence[Sequence[str]]]
 
 
-def publish(run: Path, twin: Path, folder: Path) -> Path:
-    """Verifies a finished run on its whole test set and writes ``folder/NAME.json``.
+def publish(run: Path, twin: Path, folder: Path, chips: Sequence[str] = (), samples: int = 20) -> Path:
+    """Measures a finished run on its whole test set and writes ``folder/NAME.json``.
+
+    Where the network has an integer graph, every output of its C code is compared with the interpreter's. A network of
+    float activations has none; its packed weights are measured.
 
     Args:
         run: The run's folder.
         twin: The folder of its full-precision twin.
         folder: Where the results are kept.
+        chips: Microcontrollers to measure it on, in their emulators.
+        samples: Images that each of them runs.
 
     Returns:
         The file.
 
     Raises:
-        BitLabError: As `bitlab.pipeline.verify`.
+        BitLabError: As `bitlab.pipeline.verify` and `bitlab.measure.measure_export`.
     """
     checkpoint = open_checkpoint(run)
     recipe = checkpoint.extra["recipe"]
-    environment = json.loads((checkpoint.path.parent / "environment.json").read_text())
+    home = checkpoint.path.parent
+    environment = json.loads((home / "environment.json").read_text())
     layers = layer_footprints(checkpoint.model, checkpoint.preprocessing.shape)
     result = {
         "recipe": recipe["name"],
         "seed": recipe["seed"],
         "epochs": recipe["epochs"],
+        "seconds": _seconds(home / "metrics.csv"),
         "environment": {key: environment[key] for key in ("processor", "cores", "gpu", "versions", "commit")},
+        "model": recipe["model"],
         "weights": sorted({layer.weights for layer in layers}),
-        "sizes": totals(make_graph(checkpoint)).to_dict(),
-        **verify(run, twin).to_dict(),
+        "activations": sorted({layer.activations for layer in layers}),
+        "sizes": {"weights": sum(layer.bytes for layer in layers)},
     }
+    if FLOAT in result["activations"]:
+        accuracy = {
+            "float": measure(open_checkpoint(twin))["accuracy"],
+            "fake_quantized": measure(checkpoint)["accuracy"],
+        }
+        result |= {"dataset": checkpoint.extra["dataset"], "accuracy": accuracy, "mismatches": None}
+    else:
+        result |= {"sizes": totals(make_graph(checkpoint)).to_dict(), **verify(run, twin).to_dict()}
+    result["chips"] = [_on_chip(checkpoint, chip, samples) for chip in chips]
     path = folder / f"{recipe['name']}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     return path
 
 
-def results_table(folder: Path) -> str:
-    """Returns the Markdown table of all results in a folder."""
-    rows = [_row(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+def _on_chip(checkpoint: Checkpoint, chip: str, samples: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
+        out = Path(folder) / "network"
+        export(checkpoint, out, "network", chip)
+        return measure_export(out, chip, samples=samples)
 
 
-def _row(result: dict[str, Any]) -> tuple[str, ...]:
-    accuracy = {name: "–" if share is None else f"{100 * share:.2f} %" for name, share in result["accuracy"].items()}
-    commit = str(result["environment"].get("commit") or "")[:7]
-    return (
-        f"[{result['recipe']}](recipes/{result['recipe']}.yaml), seed {result['seed']}, commit {commit}",
-        ", ".join(result["weights"]),
-        f"{result['sizes']['weights']:,}",
-        accuracy["float"],
-        accuracy["fake_quantized"],
-        accuracy["c"],
+def _seconds(metrics: Path) -> int:
+    """How long the run trained."""
+    with metrics.open(newline="") as file:
+        return round(sum(float(row["seconds"]) for row in csv.DictReader(file)))
+
+
+def results_tables(folder: Path) -> str:
+    """Returns Markdown tables of all results in a folder, with links to the recipes in the folder beside it.
+
+    Each data set has a table, and one more where networks were measured on microcontrollers.
+    """
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    files = {path.stem: path.relative_to(folder.parent).as_posix() for path in folder.parent.glob("recipes/**/*.yaml")}
+    for result in results:
+        name = result["recipe"]
+        result["link"] = f"[{name}]({files[name]})" if name in files else name
+    tables = []
+    for dataset in sorted({result["dataset"] for result in results}):
+        mine = [result for result in results if result["dataset"] == dataset]
+        tables.append(_table(dataset, _COLUMNS, _rows, mine))
+        if chips := [result for result in mine if result.get("chips")]:
+            tables.append(_table(f"{dataset} on microcontrollers", _CHIP_COLUMNS, _chip_rows, chips))
+    return "\n\n".join(tables)
+
+
+def _table(title: str, columns: Sequence[str], rows: Row, results: Sequence[dict[str, Any]]) -> str:
+    lines = [columns, ("---",) * len(columns), *(row for result in results for row in rows(result))]
+    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_COLUMNS = (
+    "recipe", "epochs", "weights", "activations", "weight bytes",
+    "float twin", "quantized", "C", "mismatches, interpreter – C",
+)  # fmt: skip
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    share = result["accuracy"]
+    mismatches = "–" if result["mismatches"] is None else f"{result['mismatches']} of {result['samples']:,} images"
+    return [
+        (
+            _run(result),
+            str(result["epochs"]),
+            ", ".join(result["weights"]),
+            ", ".join(result.get("activations", ("–",))),
+            f"{result['sizes']['weights']:,}",
+            _percent(share["float"]),
+            _percent(share["fake_quantized"]),
+            _percent(share.get("c")),
+            mismatches,
+        )
+    ]
+
+
+_CHIP_COLUMNS = ("recipe", "float twin", "C", "mismatches, interpreter – C", "chip", "flash", "RAM", "a run")
+
+
+def _chip_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    share = result["accuracy"]
+    network = (
+        _run(result),
+        _percent(share["float"]),
+        _percent(share["c"]),
         f"{result['mismatches']} of {result['samples']:,} images",
     )
+    rows = []
+    for chip in result["chips"]:
+        counter = next(unit for unit in ("instructions", "cycles") if unit in chip)
+        run = f"{chip[counter]:,} {counter}"
+        rows.append((*network, f"{chip['chip']} ({chip['target']})", f"{chip['flash']:,}", f"{chip['ram']:,}", run))
+    return rows
+
+
+def _run(result: dict[str, Any]) -> str:
+    commit = str(result["environment"].get("commit") or "")[:7]
+    return f"{result['link']}, seed {result['seed']}" + (f", commit {commit}" if commit else "")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 def with_table(text: str, table: str) -> str:
-    """Returns a document with the table between its markers replaced."""
+    """Returns a document with what is between its markers replaced."""
     head, _, rest = text.partition(BEGIN)
     return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 
@@ -79,4 +169,4 @@ def with_table(text: str, table: str) -> str:
 if __name__ == "__main__":
     root = Path.cwd()
     readme = root / "README.md"
-    write_atomically(readme, with_table(readme.read_text(), results_table(root / "results")))
+    write_atomically(readme, with_table(readme.read_text(), results_tables(root / "results")))

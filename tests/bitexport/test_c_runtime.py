@@ -21,6 +21,7 @@ from programs import compile_all
 
 RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
 LOW, HIGH = -(2**31), 2**31 - 1
+INT32 = 4  # BIT_INT32
 EDGES = sorted(
     {
         v
@@ -145,7 +146,7 @@ def test_threshold(runtime: Runtime, thresholds: list[int]) -> None:
 
 def normshift(runtime: Runtime, x: np.ndarray, high: int, relu: bool) -> np.ndarray:
     y = np.zeros(len(x), dtype=np.uint8)
-    runtime.call("bit_normshift", x.astype(np.int32), y, len(x), high, int(relu))
+    runtime.call("bit_normshift", x.astype(np.int32), INT32, y, len(x), high, int(relu))
     return (y if relu else y.view(np.int8)).astype(np.int64)
 
 

@@ -28,7 +28,7 @@ class Result:
         outputs: The int32 outputs of each image; empty tuples where the firmware keeps none.
         instructions: Instructions executed for each image, all of them counted.
         stack_bytes: The deepest stack over all images.
-        ram_bytes: Static data, measured stack and input buffer together.
+        ram_bytes: Static data, which holds the input, and measured stack.
     """
 
     classes: list[int]
@@ -71,7 +71,7 @@ def run(firmware: "Firmware", images: Sequence[bytes], *, max_instructions: int 
         classes.append(machine.words("network_class", 1)[0])
         outputs.append(machine.words("network_output", firmware.output_size))
     stack = machine.stack_bytes()
-    return Result(classes, outputs, instructions, stack, firmware.static_bytes + firmware.input_bytes + stack)
+    return Result(classes, outputs, instructions, stack, firmware.static_bytes + stack)
 
 
 class _Machine:
@@ -115,7 +115,7 @@ class _Machine:
 
     def infer(self, image: bytes) -> int:
         """Runs one image and returns its instructions."""
-        self._core.mem_write(self._symbols["network_input"], image)
+        self._core.mem_write(self._firmware.input_address, image)
         self._instructions = 0
         self._go(self._symbols["network_resume"])
         return self._instructions

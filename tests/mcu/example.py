@@ -13,7 +13,10 @@ _HEADER = """\
 #include <stdint.h>
 #define {upper}_INPUT_SIZE {inputs}
 #define {upper}_OUTPUT_SIZE {outputs}
-#define {upper}_ARENA_SIZE {hidden}
+#define {upper}_ARENA_SIZE ({hidden} + {inputs})
+#define {upper}_INPUT_OFFSET {hidden}
+extern int32_t {name}_arena[{upper}_ARENA_SIZE / 4];
+#define {upper}_INPUT ((int8_t *){name}_arena + {upper}_INPUT_OFFSET)
 void {name}_run_in(const int8_t *input, int32_t *output, void *arena);
 void {name}_run(const int8_t *input, int32_t *output);
 int {name}_predict(const int8_t *input);
@@ -24,7 +27,7 @@ _SOURCE = """\
 #include "{name}.h"
 static const int8_t hidden_weights[{hidden}][{inputs}] = {{{w1}}};
 static const int8_t output_weights[{outputs}][{hidden}] = {{{w2}}};
-static int32_t default_arena[{hidden} / 4];
+int32_t {name}_arena[{upper}_ARENA_SIZE / 4];
 static int32_t dot(const int8_t *weights, const int8_t *x, int n) {{
     int32_t sum = 0;
     for (int i = 0; i < n; i++) {{
@@ -41,7 +44,7 @@ void {name}_run_in(const int8_t *input, int32_t *output, void *arena) {{
     }}
     for (int i = 0; i < {outputs}; i++) output[i] = dot(output_weights[i], hidden, {hidden});
 }}
-void {name}_run(const int8_t *input, int32_t *output) {{ {name}_run_in(input, output, default_arena); }}
+void {name}_run(const int8_t *input, int32_t *output) {{ {name}_run_in(input, output, {name}_arena); }}
 int {name}_predict(const int8_t *input) {{
     int32_t output[{outputs}];
     int best = 0;

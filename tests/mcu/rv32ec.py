@@ -9,17 +9,17 @@
 import re
 import shutil
 import subprocess
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
+from bitexport.targets.c.chips import MCU
+from bitexport.targets.c.chips import Chip as ProductChip
+
 from .emulator import MachineError, Result, run
 
 __all__ = ["CH32V003", "BuildError", "Chip", "ChipOverflowError", "Firmware", "MachineError", "Result", "build", "run"]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 C_FLAGS = (
     *("-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-mstrict-align"),
@@ -47,7 +47,7 @@ class ChipOverflowError(BuildError):
 
 @dataclass(frozen=True)
 class Chip:
-    """A chip's description: the keys of its `target.toml`, and the folder that holds it."""
+    """What the harness needs to know about a chip."""
 
     folder: Path
     name: str
@@ -63,9 +63,22 @@ class Chip:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads `folder`/target.toml."""
-        values = tomllib.loads((folder / "target.toml").read_text())
-        return cls(folder=folder, **{**values, "sources": tuple(values["sources"])})
+        """Takes what the product knows about the chip of that folder."""
+        chip = ProductChip.load(folder)
+        flags = dict(flag.split("=") for flag in chip.flags if "=" in flag)
+        return cls(
+            folder=folder,
+            name=chip.name,
+            chip=chip.chip,
+            tool_prefix=chip.prefix,
+            package=chip.package,
+            march=flags["-march"],
+            mabi=flags["-mabi"],
+            multiplier=chip.multiplier,
+            clock_hz=chip.clock_hz,
+            linker_script=chip.link,
+            sources=(*chip.startup, "../main.c"),
+        )
 
     @property
     def machine_flags(self) -> tuple[str, ...]:
@@ -80,7 +93,7 @@ class Chip:
         return found
 
 
-CH32V003 = Chip.load(ROOT / "mcu" / "rv32ec")
+CH32V003 = Chip.load(MCU / "rv32ec")
 
 
 @dataclass(frozen=True)
@@ -92,8 +105,9 @@ class Firmware:
         chip: What it was built for.
         symbols: Addresses (or values) of all symbols.
         flash_bytes: The whole flash image: code, constants and initial values of data, with the start-up.
-        static_bytes: .data and .bss without the input buffer.
-        input_bytes: The input buffer.
+        static_bytes: .data and .bss, with the input.
+        input_bytes: The input.
+        input_address: Where it goes, in the network's arena.
         output_size: The number of int32 outputs held in RAM; 0 in a firmware built with entry="predict".
         libgcc: The functions that had to come from libgcc; () proves that no `__mulsi3` is needed.
     """
@@ -104,6 +118,7 @@ class Firmware:
     flash_bytes: int
     static_bytes: int
     input_bytes: int
+    input_address: int
     output_size: int
     libgcc: tuple[str, ...]
 
@@ -148,14 +163,14 @@ def build(
     out_dir.mkdir(parents=True, exist_ok=True)
     upper = name.upper()
     defines = [
-        f'-DNETWORK_HEADER="{name}.h"',
-        f"-DNETWORK_RUN={name}_run",
-        f"-DNETWORK_PREDICT={name}_predict",
-        f"-DNETWORK_INPUT_SIZE={upper}_INPUT_SIZE",
-        f"-DNETWORK_OUTPUT_SIZE={upper}_OUTPUT_SIZE",
+        f'-DBIT_NETWORK_HEADER="{name}.h"',
+        f"-DBIT_NETWORK_RUN={name}_run",
+        f"-DBIT_NETWORK_PREDICT={name}_predict",
+        f"-DBIT_NETWORK_INPUT={upper}_INPUT",
+        f"-DBIT_NETWORK_OUTPUT_SIZE={upper}_OUTPUT_SIZE",
     ]
     if entry == "predict":
-        defines.append("-DNETWORK_PREDICT_ONLY")
+        defines.append("-DBIT_NETWORK_PREDICT_ONLY")
     if not chip.multiplier:
         defines.append("-DBIT_NO_MULTIPLIER")
     sources = [chip.folder / source for source in chip.sources] + sorted(export_dir.glob("*.c"))
@@ -173,6 +188,7 @@ def build(
             "-nostartfiles",
             "-T",
             str(chip.folder / chip.linker_script),
+            f"-L{chip.folder}",
         ),
         *("-Wl,--gc-sections", "-Wl,--no-warn-rwx-segments", f"-Wl,--defsym=__stack_size={stack}"),
         *(f"-Wl,-Map={elf.with_suffix('.map')}", *map(str, objects), "-o", str(elf)),
@@ -181,14 +197,16 @@ def build(
     _compile([chip.tool("objcopy"), "-O", "binary", str(elf), str(elf.with_suffix(".bin"))])
 
     symbols, sizes = _symbols(chip, elf)
-    input_bytes = sizes["network_input"]
+    header = (export_dir / f"{name}.h").read_text()
+    input_bytes, offset = (int(re.findall(rf"{upper}_INPUT_{what} (\d+)", header)[0]) for what in ("SIZE", "OFFSET"))
     return Firmware(
         elf=elf,
         chip=chip,
         symbols=symbols,
         flash_bytes=elf.with_suffix(".bin").stat().st_size,
-        static_bytes=symbols["__static_end"] - symbols["__ram_origin"] - input_bytes,
+        static_bytes=symbols["__static_end"] - symbols["__ram_origin"],
         input_bytes=input_bytes,
+        input_address=symbols[f"{name}_arena"] + offset,
         output_size=sizes.get("network_output", 0) // 4,
         libgcc=libgcc,
     )

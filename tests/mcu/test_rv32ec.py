@@ -17,6 +17,7 @@ MULTIPLIES = "return input[0] * input[1];"
 # One program that misbehaves as its input demands.
 MISBEHAVIOUR = """
 #include "bad.h"
+int32_t bad_arena[1];
 void *memset(void *, int, unsigned);
 int spin(int);
 extern int8_t __static_end[];
@@ -58,10 +59,12 @@ def network(folder: Path, body: str, name: str = "net", inputs: int = 4) -> Path
     upper = name.upper()
     (folder / f"{name}.h").write_text(
         f"#include <stdint.h>\n#define {upper}_INPUT_SIZE {inputs}\n#define {upper}_OUTPUT_SIZE 1\n"
-        f"int {name}_predict(const int8_t *input);\n"
+        f"#define {upper}_INPUT_OFFSET 0\nextern int32_t {name}_arena[1];\n"
+        f"#define {upper}_INPUT ((int8_t *){name}_arena)\nint {name}_predict(const int8_t *input);\n"
     )
     if "#include" not in body:
-        body = f'#include "{name}.h"\nint {name}_predict(const int8_t *input) {{ (void)input; {body} }}\n'
+        head = f'#include "{name}.h"\nint32_t {name}_arena[1];\n'
+        body = f"{head}int {name}_predict(const int8_t *input) {{ (void)input; {body} }}\n"
     (folder / f"{name}.c").write_text(body)
     return folder
 
@@ -90,16 +93,16 @@ def test_example_computes_the_reference(tmp_path: Path, opt: str) -> None:
     assert result.classes == expected.argmax(1).tolist()
     assert firmware.libgcc == ()
     assert firmware.input_bytes == example.INPUTS
-    assert firmware.static_bytes == 4 * example.OUTPUTS + 4 + example.HIDDEN  # outputs, class, arena
+    assert firmware.static_bytes == 4 * example.OUTPUTS + 4 + example.HIDDEN + example.INPUTS  # outputs, class, arena
     assert firmware.flash_bytes == len(firmware.image) > sum(w.size for w in example.weights())
     assert 0 < result.stack_bytes <= 128
-    assert result.ram_bytes == firmware.static_bytes + firmware.input_bytes + result.stack_bytes
+    assert result.ram_bytes == firmware.static_bytes + result.stack_bytes
 
     product = build(folder, "tiny", tmp_path / "predict", opt, entry="predict")
     alone = run(product, data)
     assert alone.classes == result.classes
     assert alone.outputs == [()] * len(data)
-    assert product.static_bytes == 4 + example.HIDDEN
+    assert product.static_bytes == 4 + example.HIDDEN + example.INPUTS
 
 
 @pytest.mark.usefixtures("toolchain")
@@ -209,7 +212,7 @@ def test_overflow_is_given_in_bytes(tmp_path: Path) -> None:
         )
 
     fits = predictor(tmp_path / "fits", body(8000, 1000))
-    flash, ram = fits.flash_bytes, fits.static_bytes + fits.input_bytes + 256
+    flash, ram = fits.flash_bytes, fits.static_bytes + 256
     with pytest.raises(ChipOverflowError, match="overflows the CH32V003: FLASH by ") as caught:
         predictor(tmp_path / "flash", body(20000, 1000))
     assert caught.value.overflow == {"FLASH": flash + 12000 - 16384}
@@ -225,6 +228,7 @@ def test_overflow_is_given_in_bytes(tmp_path: Path) -> None:
 def test_initialized_data_and_memory_functions(tmp_path: Path) -> None:
     body = """
     #include "net.h"
+    int32_t net_arena[1];
     void *memset(void *, int, unsigned);
     void *memcpy(void *, const void *, unsigned);
     void *memmove(void *, const void *, unsigned);

@@ -14,7 +14,7 @@ from bitcore.kernels.native import library
 from bitcore.kernels.registry import Kernel, KernelRegistry, takes_bytes
 from bitcore.quantizers import PackedTensor
 
-_OPERATORS = torch.library.Library("bitcore", "DEF")
+OPERATORS = torch.library.Library("bitcore", "DEF")
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 
@@ -57,9 +57,9 @@ for _name, _function, _key in (
     ("linear_portable", _linear_portable, "CPU"),
     ("linear_torch", _linear_torch, "CompositeExplicitAutograd"),
 ):
-    _OPERATORS.define(f"{_name}(Tensor x, Tensor weight, str format_name) -> Tensor")
-    _OPERATORS.impl(_name, _function, _key)
-    torch.library.register_fake(f"bitcore::{_name}", _linear_shape, lib=_OPERATORS)
+    OPERATORS.define(f"{_name}(Tensor x, Tensor weight, str format_name) -> Tensor")
+    OPERATORS.impl(_name, _function, _key)
+    torch.library.register_fake(f"bitcore::{_name}", _linear_shape, lib=OPERATORS)
 
 
 @KernelRegistry.register
@@ -74,7 +74,7 @@ class PortableLinear(Kernel):
     def supports(self, weight_format: str, activation_dtype: str, device: str) -> bool:  # noqa: D102
         return device == "cpu" and weight_format in FORMATS and takes_bytes(activation_dtype)
 
-    def prepare(self, weight: PackedTensor) -> Tensor:  # noqa: D102
+    def prepare(self, weight: PackedTensor, activation_dtype: str = "int8") -> Tensor:  # noqa: D102
         return weight.data
 
     def __call__(self, x: Tensor, prepared: Tensor, weight: PackedTensor) -> Tensor:  # noqa: D102
@@ -93,7 +93,7 @@ class TorchLinear(Kernel):
     def supports(self, weight_format: str, activation_dtype: str, device: str) -> bool:  # noqa: D102
         return weight_format in FORMATS or weight_format == FLOAT
 
-    def prepare(self, weight: PackedTensor) -> Tensor:  # noqa: D102
+    def prepare(self, weight: PackedTensor, activation_dtype: str = "int8") -> Tensor:  # noqa: D102
         return weight.data
 
     def __call__(self, x: Tensor, prepared: Tensor, weight: PackedTensor) -> Tensor:  # noqa: D102

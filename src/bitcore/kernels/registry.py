@@ -1,7 +1,8 @@
-"""The kernel registry: picks a kernel by operation, formats and device."""
+"""The kernel registry: picks a kernel by operation, formats, device and instruction set."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeVar
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError, unknown
+from bitcore.kernels.native import ISA_VARIABLE, library
 from bitcore.quantizers import PackedTensor
 
 
@@ -20,11 +22,15 @@ class Kernel(ABC):
         op: The operation, for example ``"linear"``.
         has_cpp_backend: Whether native code runs it.
         priority: Of the kernels that fit, the one with the highest runs.
+        isa: The instruction set that it needs, ``""`` for none.
+        rearranges: Whether `prepare` makes a layout of its own, which can stand in for the packed bytes.
     """
 
     op: ClassVar[str]
     has_cpp_backend: ClassVar[bool]
     priority: ClassVar[int]
+    isa: ClassVar[str] = ""
+    rearranges: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -40,8 +46,8 @@ class Kernel(ABC):
         """Whether it takes these formats on this kind of device."""
 
     @abstractmethod
-    def prepare(self, weight: PackedTensor) -> Tensor:
-        """Returns the weight in the kernel's own layout (never saved)."""
+    def prepare(self, weight: PackedTensor, activation_dtype: str = "int8") -> Tensor:
+        """Returns the weight in the kernel's own layout (never saved) for activations of that format."""
 
     @abstractmethod
     def __call__(self, x: Tensor, prepared: Tensor, weight: PackedTensor) -> Tensor:
@@ -55,11 +61,13 @@ class KernelRegistry:
     """All kernels. A new one registers itself with ``@KernelRegistry.register``; the tests then find it."""
 
     _kernels: ClassVar[dict[str, Kernel]] = {}
+    _found: ClassVar[dict[tuple[object, ...], str]] = {}
 
     @classmethod
     def register(cls, kernel: type[K]) -> type[K]:
         """Class decorator: adds a kernel."""
         cls._kernels[kernel.__name__] = kernel()
+        cls._found.clear()
         return kernel
 
     @classmethod
@@ -104,14 +112,17 @@ class KernelRegistry:
     @classmethod
     @torch.compiler.assume_constant_result  # a compiled graph holds the choice
     def _best(cls, op: str, weight_format: str, activation_dtype: str, device: str) -> str:
-        fitting = [
-            kernel
-            for kernel in cls._kernels.values()
-            if kernel.op == op and kernel.supports(weight_format, activation_dtype, device) and kernel.available()
-        ]
-        if not fitting:
-            raise BitLabError(f"no kernel for {op} of {weight_format} weights and {activation_dtype} activations")
-        return max(fitting, key=lambda kernel: kernel.priority).name
+        key = (op, weight_format, activation_dtype, device, library(), os.environ.get(ISA_VARIABLE))
+        if key not in cls._found:
+            fitting = [
+                kernel
+                for kernel in cls._kernels.values()
+                if kernel.op == op and kernel.supports(weight_format, activation_dtype, device) and kernel.available()
+            ]
+            if not fitting:
+                raise BitLabError(f"no kernel for {op} of {weight_format} weights and {activation_dtype} activations")
+            cls._found[key] = max(fitting, key=lambda kernel: kernel.priority).name
+        return cls._found[key]
 
 
 def takes_bytes(activation_dtype: str) -> bool:

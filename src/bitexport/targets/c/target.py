@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import bitcore.kernels
 from bitcore.errors import BitLabError
-from bitcore.graph import Flatten, Graph, Linear, NormShift, Requantize, Threshold
+from bitcore.graph import OPS, Conv2d, Graph, Linear, NormShift, Threshold
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT32
-from bitexport.targets.base import Artifact, Problem, Target
+from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
+from bitexport.targets.c.chips import Chip
+from bitexport.targets.c.firmware import DoesNotFitError, measure_size, write_project
 from bitexport.targets.c.host import run_on_host
+from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.readme import export_readme
-from bitexport.targets.c.source import CSource
+from bitexport.targets.c.source import HEADERS, CSource
 
-GRAPH_FILE = "graph.safetensors"
+MANIFEST_FILE = "export.json"
 _RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
-_SUPPORTED = (Linear, Requantize, Threshold, NormShift, Flatten)
 _RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long "
     "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
@@ -27,26 +31,68 @@ _RESERVED = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What an export wrote, kept in ``export.json``.
+
+    Attributes:
+        name: The network's name.
+        target: The chip it was made for, or "c".
+        limit: The arena's limit for `plan_layers`.
+        sources: The C files to compile.
+        files: All files, these included.
+    """
+
+    name: str
+    target: str
+    limit: int | None
+    sources: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads a folder's manifest.
+
+        Raises:
+            BitLabError: If it is no export folder.
+        """
+        try:
+            values = json.loads((folder / MANIFEST_FILE).read_text())
+            values |= {key: tuple(values[key]) for key in ("sources", "files")}
+            return cls(**values)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise BitLabError(
+                f"'{folder}' is no exported network; make one with: bitlab export CHECKPOINT --out FOLDER"
+            ) from error
+
+
 class CTarget(Target):
     """C99 for hosts and microcontrollers: no malloc, no libc, no floating point.
 
     Compiled with ``-DBIT_NO_MULTIPLIER``, no multiplication is executed either.
+
+    Args:
+        chip: The chip that must hold the network; ``None`` for any machine.
     """
 
     name = "c"
 
+    def __init__(self, chip: Chip | None = None) -> None:
+        self.chip = chip
+
     def check(self, graph: Graph) -> list[Problem]:
         """Returns what C cannot express yet."""
         problems = []
-        types = {"input": graph.input.type, **{node.name: node.type for node in graph.nodes}}
+        types = plan_layers(graph).types
+        types |= {node.name: node.type for node in graph.nodes if node.name not in types}
         for node in graph.nodes:
             op, source = node.op, types[node.inputs[0]]
-            if not isinstance(op, _SUPPORTED):
-                problems.append(Problem(node.name, f"{op.kind} has no C yet; use fully connected layers"))
-            elif isinstance(op, Linear) and source.storage == "int32":
+            if op.kind not in OPS:
+                problems.append(Problem(node.name, f"{op.kind} has no C"))
+            elif isinstance(op, (Linear, Conv2d)) and source.item_bytes > 1:
                 problems.append(Problem(node.name, "its input is wider than 8 bits; quantize it to 8 bits or fewer"))
-            elif isinstance(op, NormShift) and (source.storage != "int32" or node.type.storage == "int32"):
-                problems.append(Problem(node.name, "a dynamic range works on int32 accumulators and gives 8 bits"))
+            elif isinstance(op, NormShift) and node.type.item_bytes > 1:
+                problems.append(Problem(node.name, "a dynamic range gives 8 bits; use int8 or uint8"))
             elif isinstance(op, Threshold) and max(abs(int(op.thresholds.min())), int(op.thresholds.max())) > INT32[1]:
                 problems.append(Problem(node.name, "a threshold leaves int32; use fewer inputs or smaller weights"))
         return problems
@@ -54,14 +100,17 @@ class CTarget(Target):
     def emit(self, graph: Graph, out: Path, name: str) -> Artifact:
         """Writes NAME.h, NAME.c, the runtime files they need, README.md and the graph itself.
 
-        An earlier export in ``out`` is replaced; any other non-empty folder is refused.
+        An earlier export in ``out`` is replaced, and what else lies there stays; any other non-empty folder is refused.
+
+        Raises:
+            BitLabError: Also if the chip's compiler is missing, or the network exceeds the chip; by how many bytes.
         """
         if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED or name.lower().startswith("bit_"):
             raise BitLabError(f"'{name}' cannot name C functions; use letters, digits and _, such as 'digits'")
         self.require(graph)
         if out.exists() and not out.is_dir():
             raise BitLabError(f"'{out}' is a file; give a folder")
-        if out.is_dir() and any(out.iterdir()) and not (out / GRAPH_FILE).is_file():
+        if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
             raise BitLabError(f"'{out}' holds other files; give a new or empty folder")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +118,8 @@ class CTarget(Target):
                 fresh = Path(temporary) / "new"
                 fresh.mkdir()
                 self._write(graph, fresh, name)
+                if out.is_dir() and any(out.iterdir()):
+                    _keep_others(out, fresh)
                 _replace(out, fresh, Path(temporary) / "old")
         except OSError as error:
             raise BitLabError(f"cannot write '{out}': {error.strerror or error}") from error
@@ -76,16 +127,59 @@ class CTarget(Target):
 
     def _write(self, graph: Graph, folder: Path, name: str) -> None:
         source = CSource(graph, name)
+        sources = self._write_source(source, folder)
+        excess = self._excess(folder, name, sources)
+        if excess is not None:
+            source = CSource(graph, name, source.plan.arena - excess.ram)
+            if excess.ram <= 0 or source.plan.arena > (source.limit or 0):
+                raise excess
+            sources = self._write_source(source, folder)
+            excess = self._excess(folder, name, sources)
+            if excess is not None:
+                raise excess
+        graph.save(folder / GRAPH_FILE)
+        (folder / "README.md").write_text(export_readme(source, self.chip))
+        if self.chip is not None and self.chip.flash:
+            write_project(self.chip, name, sources, folder / "firmware")
+        files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
+        target = self.chip.name if self.chip else self.name
+        manifest = Manifest(name, target, source.limit, sources, tuple(files))
+        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+
+    def _write_source(self, source: CSource, folder: Path) -> tuple[str, ...]:
+        """Writes a network with the runtime files it needs; returns the C files' names."""
+        name = source.name
         (folder / f"{name}.c").write_text(source.source())
         (folder / f"{name}.h").write_text(source.header())
-        for file in ("bit_runtime.h", "bit_formats.h", *sorted(source.runtime)):
+        for file in (*HEADERS, *source.runtime):
             shutil.copyfile(_RUNTIME / file, folder / file)
-        graph.save(folder / GRAPH_FILE)
-        (folder / "README.md").write_text(export_readme(source))
+        return (f"{name}.c", *sorted(source.runtime))
+
+    def _excess(self, folder: Path, name: str, sources: tuple[str, ...]) -> DoesNotFitError | None:
+        """Compiles for the chip; returns by what the network exceeds it."""
+        if self.chip is None or not self.chip.flash:
+            return None
+        with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
+            try:
+                measure_size(self.chip, name, folder, [folder / file for file in sources], Path(temporary))
+            except DoesNotFitError as error:
+                return error
+        return None
 
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
-        return run_on_host(artifact.folder, artifact.name, codes)
+        return run_on_host(artifact.folder, artifact.name, codes, sources=Manifest.load(artifact.folder).sources)
+
+
+def _keep_others(out: Path, fresh: Path) -> None:
+    """Copies what is not part of the earlier export."""
+    written = Manifest.load(out).files
+    for path in out.iterdir():
+        if path.name not in written and not (fresh / path.name).exists():
+            if path.is_dir():
+                shutil.copytree(path, fresh / path.name, symlinks=True)
+            else:
+                shutil.copy2(path, fresh / path.name, follow_symlinks=False)
 
 
 def _replace(out: Path, fresh: Path, old: Path) -> None:
@@ -107,7 +201,8 @@ def open_export(folder: Path) -> tuple[Artifact, Graph]:
     Raises:
         BitLabError: If it is no export folder.
     """
-    headers = [p for p in folder.glob("*.h") if not p.name.startswith("bit_")]
-    if not (folder / GRAPH_FILE).is_file() or len(headers) != 1:
-        raise BitLabError(f"'{folder}' is no exported network; make one with: bitlab export CHECKPOINT --out FOLDER")
-    return Artifact(folder, headers[0].stem), Graph.load(folder / GRAPH_FILE)
+    manifest = Manifest.load(folder)
+    missing = [name for name in manifest.files if not (folder / name).exists()]
+    if missing:
+        raise BitLabError(f"'{folder}' is no exported network any more, {missing[0]} is missing; export it again")
+    return Artifact(folder, manifest.name), Graph.load(folder / GRAPH_FILE)

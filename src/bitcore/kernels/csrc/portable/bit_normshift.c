@@ -1,12 +1,12 @@
 /* Dynamic power-of-two quantization of one sample, by shifts alone. */
-#include "bit_runtime.h"
+#include "bit_store.h"
 
 BIT_INLINE uint32_t magnitude(int32_t x, int relu) { return x >= 0 ? (uint32_t)x : relu ? 0U : 0U - (uint32_t)x; }
 
-void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int relu) {
+void bit_normshift(const uint8_t *x, unsigned source, uint8_t *y, uint32_t n, int32_t high, int relu) {
     uint32_t largest = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const uint32_t value = magnitude(x[i], relu);
+        const uint32_t value = magnitude(bit_load(x, i, source), relu);
         largest = value > largest ? value : largest;
     }
     unsigned left = 0;
@@ -18,7 +18,7 @@ void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int r
         left++;
     }
     for (uint32_t i = 0; i < n; i++) {
-        const int32_t value = relu && x[i] < 0 ? 0 : x[i];
-        y[i] = (uint8_t)bit_round_shift((int32_t)((uint32_t)value << left), right);
+        const int32_t value = bit_load(x, i, source);
+        y[i] = (uint8_t)bit_round_shift((int32_t)((uint32_t)(relu && value < 0 ? 0 : value) << left), right);
     }
 }

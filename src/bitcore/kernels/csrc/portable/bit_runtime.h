@@ -16,6 +16,22 @@
 #define BIT_INLINE static inline
 #endif
 
+/* Constants stay in flash: on AVR they are declared and read so, elsewhere they are ordinary memory. */
+#if defined(__AVR__)
+#include <avr/pgmspace.h>
+#define BIT_IN_FLASH PROGMEM
+#define BIT_FLASH8(address) pgm_read_byte(address)
+#define BIT_FLASH16(address) pgm_read_word(address)
+#define BIT_FLASH32(address) pgm_read_dword(address)
+#define BIT_FLASH64(address) (pgm_read_dword(address) | (uint64_t)pgm_read_dword((const uint8_t *)(address) + 4) << 32)
+#else
+#define BIT_IN_FLASH
+#define BIT_FLASH8(address) (*(const uint8_t *)(address))
+#define BIT_FLASH16(address) (*(const uint16_t *)(address))
+#define BIT_FLASH32(address) (*(const uint32_t *)(address))
+#define BIT_FLASH64(address) (*(const uint64_t *)(address))
+#endif
+
 /* a * b. Unsigned arithmetic wraps, so intermediate results may leave int32 as long as the final one does not. */
 BIT_INLINE uint32_t bit_mul(uint32_t a, uint32_t b) {
 #ifdef BIT_NO_MULTIPLIER
@@ -44,8 +60,11 @@ BIT_INLINE int32_t bit_shift_right(int32_t value, unsigned shift) {
 BIT_INLINE int32_t bit_round_shift(int32_t value, unsigned shift) {
     const int32_t floor = bit_shift_right(value, shift);
     const uint32_t rest = (uint32_t)value - ((uint32_t)floor << shift);
-    const uint32_t half = ((uint32_t)1 << shift) >> 1;
-    return floor + (rest > half || (rest == half && shift > 0 && (floor & 1)));
+    if (shift == 0) {
+        return floor;
+    }
+    /* Beyond half a step, or half a step beyond an odd number. At shift 31 the doubled rest still fits. */
+    return floor + ((rest << 1 | ((uint32_t)floor & 1U)) > (uint32_t)1 << shift);
 }
 
 /* Sums of n activations; the dot products of formats whose codes are offset need it. */
@@ -62,15 +81,12 @@ BIT_FORMATS(BIT_DECLARE_DOT)
 /* clamp(round((x * multiplier + bias) / 2**shift), low, high), ties to even; 0 <= shift <= 62. */
 int32_t bit_requantize(int32_t x, int32_t multiplier, int64_t bias, unsigned shift, int32_t low, int32_t high);
 
-/* The same with multiplier 1, where x + bias fits int32; 0 <= shift <= 31. */
+/* The same with multiplier 1, where x + bias fits int32, taken modulo 2**32; 0 <= shift <= 31. */
 int32_t bit_requantize_shift(int32_t x, int32_t bias, unsigned shift, int32_t low, int32_t high);
 
-/* How many of the rising thresholds are <= x. */
+/* How many of the rising thresholds, in flash, are <= x. */
 int32_t bit_threshold(int32_t x, const int32_t *thresholds, uint32_t count);
-
-/* Shifts a sample so that its largest magnitude just fits `high`: y = round(x / 2**e), e as small as possible.
- * With relu, negative values become 0 first. Every y fits a byte (int8, or uint8 with relu). */
-void bit_normshift(const int32_t *x, uint8_t *y, uint32_t n, int32_t high, int relu);
+int32_t bit_threshold16(int32_t x, const int16_t *thresholds, uint32_t count);
 
 /* The index of the largest value; the first one where several are equal. */
 int bit_argmax(const int32_t *x, uint32_t n);

@@ -1,0 +1,267 @@
+/* The machine layout of weights (see bit_simd.h): packed rows to it, and back. */
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "bit_simd.h"
+
+#define MAGIC 0x4c544942U /* "BITL" */
+
+const struct bit_shape bit_shapes[BIT_LAYOUTS] = {
+    [BIT_LAYOUT_8BIT] = {64, 4, 1, 8},  [BIT_LAYOUT_4BIT] = {64, 2, 2, 4},    [BIT_LAYOUT_2BIT] = {64, 1, 4, 2},
+    [BIT_LAYOUT_1BIT] = {128, 1, 8, 1}, [BIT_LAYOUT_TERNARY] = {80, 1, 5, 0}, [BIT_LAYOUT_BITS] = {16, 1, 1, 1},
+};
+
+static void describe(struct bit_prepared *p, int layout, int64_t outputs, int64_t inputs) {
+    const int rows = bit_shapes[layout].rows;
+    const int64_t padding = layout == BIT_LAYOUT_BITS ? 64 : BIT_INPUT_PADDING;
+    memset(p, 0, sizeof *p);
+    p->magic = MAGIC;
+    p->layout = layout;
+    p->outputs = outputs;
+    p->inputs = inputs;
+    p->groups = (outputs + rows - 1) / rows;
+    p->units = bit_round_up(inputs, padding) / (layout == BIT_LAYOUT_BITS ? 64 : BIT_UNIT_INPUTS);
+    p->units_at = bit_round_up((int64_t)sizeof *p, 64);
+    p->rows_at = p->units_at + p->groups * p->units * bit_unit_bytes(layout);
+    p->bytes = p->rows_at + 4 * p->groups * rows;
+}
+
+int64_t bit_prepared_bytes(int layout, int64_t outputs, int64_t inputs) {
+    struct bit_prepared p;
+    if (layout < 0 || layout >= BIT_LAYOUTS) {
+        return -1;
+    }
+    describe(&p, layout, outputs, inputs);
+    return p.bytes;
+}
+
+const struct bit_prepared *bit_prepared_check(const uint8_t *prepared, int64_t outputs, int64_t inputs) {
+    const struct bit_prepared *p = (const struct bit_prepared *)(const void *)prepared;
+    if (p->magic != MAGIC || p->layout < 0 || p->layout >= BIT_LAYOUTS || p->outputs != outputs ||
+        p->inputs != inputs || p->bytes != bit_prepared_bytes(p->layout, outputs, inputs)) {
+        return NULL;
+    }
+    return p;
+}
+
+/* Level = base + step * value, where value is the code or comes from tables. */
+static int set_values(struct bit_prepared *p, const struct bit_format *format) {
+    const struct bit_shape *shape = &bit_shapes[p->layout];
+    const int limit = p->layout == BIT_LAYOUT_TERNARY ? 3 : 1 << shape->bits;
+    if (format->count > limit || (format->step == 0 && p->layout != BIT_LAYOUT_4BIT) ||
+        (p->layout == BIT_LAYOUT_BITS && (format->levels[0] != -1 || format->levels[1] != 1))) {
+        return BIT_BAD_FORMAT;
+    }
+    if (p->layout == BIT_LAYOUT_BITS) { /* inputs - 2 * (how many signs differ) */
+        p->base = 1;
+        p->step = -2;
+        return BIT_OK;
+    }
+    if (format->step != 0) {
+        p->base = format->levels[0];
+        p->step = format->step;
+        p->largest = format->count - 1;
+        return BIT_OK;
+    }
+    int low = 0, high = 0;
+    for (int i = 0; i < format->count; i++) {
+        low = format->levels[i] < low ? format->levels[i] : low;
+        high = format->levels[i] > high ? format->levels[i] : high;
+    }
+    if (format->count > 16 || high > 255 || low < -255) {
+        return BIT_BAD_FORMAT;
+    }
+    p->step = 1;
+    p->tables = high - low <= 255 ? 1 : 2; /* one table of level - low, or one of positive and one of negative levels */
+    p->base = p->tables == 1 ? low : 0;
+    for (int i = 0; i < 16 && i < format->count; i++) {
+        const int value = format->levels[i] - p->base;
+        p->table[0][i] = (uint8_t)(value > 0 ? value : 0);
+        p->table[1][i] = (uint8_t)(value < 0 ? -value : 0);
+    }
+    p->largest = 255;
+    return BIT_OK;
+}
+
+/* One packed row to codes; returns whether all of them have a level. */
+static int unpack_row(const struct bit_format *format, const uint8_t *packed, int64_t inputs, uint8_t *codes) {
+    const uint64_t radix = (uint64_t)format->radix;
+    int largest = 0;
+    for (int64_t k = 0; k < inputs; packed += format->word) {
+        uint64_t word = 0;
+        for (int i = format->word; i-- != 0;) {
+            word = word << 8 | packed[i];
+        }
+        for (int i = 0; i < format->codes && k < inputs; i++, k++, word /= radix) {
+            codes[k] = (uint8_t)(word % radix);
+            largest = codes[k] > largest ? codes[k] : largest;
+        }
+        if (k < inputs && word != 0) { /* more than `codes` codes */
+            return 0;
+        }
+    }
+    return largest < format->count;
+}
+
+static void pack_row(const struct bit_format *format, const uint8_t *codes, int64_t inputs, uint8_t *packed) {
+    for (int64_t k = 0; k < inputs; k += format->codes, packed += format->word) {
+        uint64_t word = 0;
+        for (int64_t i = k + format->codes; i-- != k;) {
+            word = word * (uint64_t)format->radix + (i < inputs ? codes[i] : 0);
+        }
+        for (int i = 0; i < format->word; i++, word >>= 8) {
+            packed[i] = (uint8_t)word;
+        }
+    }
+}
+
+/* Codes [rows of a group][stride] of a unit's byte: a field each, or the digits of v / 243, rounded up to b / 256 so
+ * that the digits come back by multiplying with 3: d = (3 b) >> 8, b = (3 b) & 255, and so on. */
+static uint8_t join(int layout, const uint8_t *code, int64_t stride) {
+    const struct bit_shape *shape = &bit_shapes[layout];
+    int value = 0;
+    if (layout == BIT_LAYOUT_TERNARY) {
+        for (int i = 0; i < 5; i++) {
+            value = 3 * value + code[i * stride];
+        }
+        return (uint8_t)((value * 256 + 242) / 243);
+    }
+    for (int i = 0; i < shape->fields; i++) {
+        value |= code[i * stride] << (i * shape->bits);
+    }
+    return (uint8_t)value;
+}
+
+static void split(int layout, unsigned byte, uint8_t *code, int64_t stride) {
+    const struct bit_shape *shape = &bit_shapes[layout];
+    for (int i = 0; i < shape->fields; i++) {
+        if (layout == BIT_LAYOUT_TERNARY) {
+            byte *= 3;
+            code[i * stride] = (uint8_t)(byte >> 8);
+            byte &= 255;
+        } else {
+            code[i * stride] = (uint8_t)(byte & ((1U << shape->bits) - 1U));
+            byte >>= shape->bits;
+        }
+    }
+}
+
+static void relayout(int layout, uint8_t *codes, uint8_t *units, int64_t count, int inward) {
+    const struct bit_shape *shape = &bit_shapes[layout];
+    const int64_t stride = count * BIT_UNIT_INPUTS, block = BIT_LANES * stride;
+    for (int64_t unit = 0; unit < count; unit++) {
+        for (int v = 0; v < shape->vectors; v++, units += 64) {
+            uint8_t *first = codes + v * shape->fields * block + unit * BIT_UNIT_INPUTS;
+            for (int i = 0; i < 64; i++) {
+                uint8_t *code = first + (i / BIT_UNIT_INPUTS) * stride + i % BIT_UNIT_INPUTS;
+                if (inward) {
+                    units[i] = join(layout, code, block);
+                } else {
+                    split(layout, units[i], code, block);
+                }
+            }
+        }
+    }
+}
+
+static void relayout_bits(uint8_t *codes, uint8_t *units, int64_t count, int64_t inputs, int inward) {
+    uint64_t *words = (uint64_t *)(void *)units;
+    for (int64_t unit = 0; unit < count; unit++) {
+        for (int row = 0; row < BIT_LANES; row++, words++) {
+            uint8_t *code = codes + row * count * 64 + unit * 64;
+            *words = inward ? 0 : *words;
+            for (int i = 0; i < 64 && unit * 64 + i < inputs; i++) {
+                if (inward) {
+                    *words |= (uint64_t)(code[i] == 0) << i;
+                } else {
+                    code[i] = !(*words >> i & 1U);
+                }
+            }
+        }
+    }
+}
+
+/* From DRAM, huge pages make reading 15 to 20 percent faster. */
+static void ask_for_huge_pages(uint8_t *start, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t huge = (uintptr_t)2 << 20, from = ((uintptr_t)start + huge - 1) & ~(huge - 1);
+    const uintptr_t to = ((uintptr_t)start + (uintptr_t)bytes) & ~(huge - 1);
+    if (to > from) {
+        (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
+    }
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
+int bit_prepare(const struct bit_format *format, int layout, const uint8_t *packed, int64_t row_stride, int64_t outputs,
+                int64_t inputs, uint8_t *prepared) {
+    struct bit_prepared *p = (struct bit_prepared *)(void *)prepared;
+    const int rows = bit_shapes[layout].rows;
+    ask_for_huge_pages(prepared, bit_prepared_bytes(layout, outputs, inputs));
+    describe(p, layout, outputs, inputs);
+    const int error = set_values(p, format);
+    if (error) {
+        return error;
+    }
+    const int64_t padded = layout == BIT_LAYOUT_BITS ? p->units * 64 : p->units * BIT_UNIT_INPUTS;
+    uint8_t *codes = malloc((size_t)(rows * padded) + 1);
+    if (codes == NULL) {
+        return BIT_NO_MEMORY;
+    }
+    int32_t *sums = (int32_t *)(void *)(prepared + p->rows_at);
+    int good = 1;
+    for (int64_t group = 0; group < p->groups; group++) {
+        memset(codes, 0, (size_t)(rows * padded));
+        for (int r = 0; r < rows; r++) {
+            const int64_t row = group * rows + r;
+            int32_t sum = 0;
+            if (row < outputs) {
+                good &= unpack_row(format, packed + row * row_stride, inputs, codes + r * padded);
+                for (int64_t k = 0; k < inputs; k++) {
+                    sum += format->levels[codes[r * padded + k]];
+                }
+            }
+            sums[row] = sum;
+        }
+        uint8_t *units = prepared + p->units_at + group * p->units * bit_unit_bytes(layout);
+        if (layout == BIT_LAYOUT_BITS) {
+            relayout_bits(codes, units, p->units, inputs, 1);
+        } else {
+            relayout(layout, codes, units, p->units, 1);
+        }
+    }
+    free(codes);
+    return good ? BIT_OK : BIT_BAD_CODE;
+}
+
+int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+                  uint8_t *packed, int64_t row_stride) {
+    const struct bit_prepared *p = bit_prepared_check(prepared, outputs, inputs);
+    if (p == NULL) {
+        return BIT_BAD_WEIGHT;
+    }
+    const int rows = bit_shapes[p->layout].rows;
+    const int64_t padded = p->layout == BIT_LAYOUT_BITS ? p->units * 64 : p->units * BIT_UNIT_INPUTS;
+    uint8_t *codes = malloc((size_t)(rows * padded) + 1);
+    if (codes == NULL) {
+        return BIT_NO_MEMORY;
+    }
+    for (int64_t group = 0; group < p->groups; group++) {
+        uint8_t *units = (uint8_t *)(uintptr_t)(prepared + p->units_at + group * p->units * bit_unit_bytes(p->layout));
+        if (p->layout == BIT_LAYOUT_BITS) {
+            relayout_bits(codes, units, p->units, inputs, 0);
+        } else {
+            relayout(p->layout, codes, units, p->units, 0);
+        }
+        for (int r = 0; r < rows && group * rows + r < outputs; r++) {
+            pack_row(format, codes + r * padded, inputs, packed + (group * rows + r) * row_stride);
+        }
+    }
+    free(codes);
+    return BIT_OK;
+}

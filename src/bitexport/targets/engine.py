@@ -1,0 +1,68 @@
+"""The engine as a target: the graph itself is what is shipped, and the engine compiles it where it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from bitcore.engine import Engine
+from bitcore.engine.plan import Plan
+from bitcore.errors import BitLabError
+from bitcore.graph import Graph
+from bitcore.graph.ops import Ints
+from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
+from bitexport.trace import lower
+
+
+class EngineTarget(Target):
+    """The CPU this runs on: one native call a batch (`bitcore.engine`)."""
+
+    name = "engine"
+
+    def check(self, graph: Graph) -> list[Problem]:
+        """Returns what the engine cannot express: thresholds of accumulators that reach the ends of int32."""
+        try:
+            Plan(graph)
+        except BitLabError as error:
+            return [Problem(graph.output.name, str(error))]
+        return []
+
+    def emit(self, graph: Graph, out: Path, name: str) -> Artifact:
+        """Writes the graph."""
+        self.require(graph)
+        if out.exists() and (not out.is_dir() or any(file.name != GRAPH_FILE for file in out.iterdir())):
+            raise BitLabError(f"'{out}' holds other files; give a new or empty folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            graph.save(out / GRAPH_FILE)
+        except OSError as error:
+            raise BitLabError(f"cannot write '{out}': {error.strerror or error}") from error
+        return Artifact(out, name)
+
+    def run(self, artifact: Artifact, codes: Ints) -> Ints:
+        """Compiles the graph for this machine and runs every sample."""
+        return Engine(Graph.load(artifact.folder / GRAPH_FILE)).run(codes)
+
+
+def compile(  # noqa: A001
+    model: nn.Module | Graph, input_shape: tuple[int, ...] | None = None
+) -> Engine:
+    """Compiles a network for this machine's CPU: integers throughout, one native call a batch, no Python in between.
+
+    Args:
+        model: A model whose weighted layers are bit layers, or its integer graph.
+        input_shape: One sample's shape, without the batch dimension; a graph knows its own.
+
+    Returns:
+        A callable: float32 ``[batch, *input_shape]`` to float32 outputs, and ``run`` for integers. Equal to the integer
+        graph's interpreter bit for bit.
+
+    Raises:
+        BitLabError: If a layer cannot be expressed in integers (it is named), or the shape is missing.
+    """
+    if isinstance(model, Graph):
+        return Engine(model)
+    if input_shape is None:
+        raise BitLabError("compile(model) needs the shape of one sample, such as input_shape=(3, 224, 224)")
+    return Engine(lower(model, input_shape))

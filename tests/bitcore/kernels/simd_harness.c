@@ -1,0 +1,164 @@
+/* Compares every vector kernel that this machine runs with plain loops: every format in every layout that holds it,
+ * int8, uint8 and float activations, shapes with tails, extreme values. `formats.h` comes from bitcore.formats. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bit_simd.h"
+#include "formats.h"
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+static const struct {
+    int rows, outputs, inputs;
+} shapes[] = {{1, 1, 1}, {1, 7, 33}, {2, 65, 7}, {3, 130, 100}, {9, 33, 16}, {17, 81, 64}, {6, 16, 0}, {1, 2, 33001}};
+static uint32_t state = 1;
+
+static unsigned draw(unsigned n) {
+    state = state * 1664525U + 1013904223U;
+    return (state >> 8) % n;
+}
+
+static void pack(const struct bit_format *f, const uint8_t *codes, int64_t n, uint8_t *packed) {
+    for (int64_t k = 0; k < n; k += f->codes, packed += f->word) {
+        uint64_t word = 0, power = 1;
+        for (int64_t i = k; i < k + f->codes && i < n; i++, power *= (uint64_t)f->radix) {
+            word += codes[i] * power;
+        }
+        for (int i = 0; i < f->word; i++) {
+            packed[i] = (uint8_t)(word >> 8 * i);
+        }
+    }
+}
+
+static float nearest(float u, const int *range) {
+    u = range[2] == 1 ? rintf(u) : floorf(floorf(u) / 2) * 2 + 1;
+    return u<(float)range[0] ? (float)range[0] : u>(float) range[1] ? (float)range[1] : u;
+}
+
+/* kind 0: int8, 1: uint8, 2 and on: float to the levels of `ranges` */
+static const int ranges[][3] = {{-127, 127, 1}, {0, 255, 1}, {-8, 7, 1}, {-1, 1, 2}, {-15, 15, 2}};
+
+static int compare(int isa, const struct bit_format *f, int layout, int shape, int kind, int extreme) {
+    const int64_t rows = shapes[shape].rows, outputs = shapes[shape].outputs, inputs = shapes[shape].inputs;
+    const int64_t row_bytes = (inputs + f->codes - 1) / f->codes * f->word;
+    uint8_t *codes = malloc((size_t)(outputs * inputs) + 1), *packed = calloc((size_t)(outputs * row_bytes) + 1, 1);
+    uint8_t *again = calloc((size_t)(outputs * row_bytes) + 1, 1);
+    int *levels = malloc(sizeof(int) * (size_t)(rows * inputs + 1));
+    float *reals = malloc(sizeof(float) * (size_t)(rows * inputs + 1)),
+          *y = malloc(sizeof(float) * (size_t)(rows * outputs));
+    float *scale = malloc(sizeof(float) * (size_t)rows), *weight_scale = malloc(sizeof(float) * (size_t)outputs);
+    float *bias = malloc(sizeof(float) * (size_t)outputs);
+    uint8_t *bytes = malloc((size_t)(rows * inputs) + 1), *prepared = NULL;
+    int32_t *sums = malloc(sizeof(int32_t) * (size_t)(rows * outputs));
+    const int signs = layout == BIT_LAYOUT_BITS, last = f->count - 1;
+    int bad = 0, low = 0, high = 0;
+    for (int i = 0; i < f->count; i++) {
+        low = f->levels[i] < f->levels[low] ? i : low;
+        high = f->levels[i] > f->levels[high] ? i : high;
+    }
+    for (int64_t i = 0; i < outputs * inputs; i++) {
+        codes[i] = (uint8_t)(extreme ? (i / (inputs + 1) % 2 ? low : high) : (int)draw((unsigned)last + 1));
+    }
+    for (int64_t i = 0; i < outputs; i++) {
+        pack(f, codes + i * inputs, inputs, packed + i * row_bytes);
+        weight_scale[i] = 0.01f * (float)(i + 1);
+        bias[i] = (float)draw(1000) * 0.37f - 100;
+    }
+    if (posix_memalign((void **)&prepared, 64, (size_t)bit_prepared_bytes(layout, outputs, inputs)) ||
+        bit_prepare(f, layout, packed, row_bytes, outputs, inputs, prepared) ||
+        bit_unprepare(f, prepared, outputs, inputs, again, row_bytes) ||
+        memcmp(packed, again, (size_t)(outputs * row_bytes))) {
+        printf("layout %d does not give a weight back\n", layout);
+        return 1;
+    }
+    const int *range = ranges[kind < 2 ? 0 : signs ? 3 : kind - 2];
+    for (int64_t row = 0; row < rows; row++) {
+        scale[row] = 0.013f * (float)(row + 1);
+        for (int64_t i = row * inputs; i < (row + 1) * inputs; i++) {
+            if (kind < 2) {
+                const int value = extreme ? (i % 2 || extreme == 1 ? 0 : 255) : (int)draw(256);
+                bytes[i] = (uint8_t)(signs ? (draw(2) ? 1 : 255) : kind ? value : extreme == 1 ? 128 : value);
+                levels[i] = kind ? bytes[i] : (int8_t)bytes[i];
+            } else { /* many ties, some beyond the range */
+                reals[i] = extreme ? (extreme == 1 ? -1e9f : 1e9f) : (float)((int)draw(1100) - 550) * 0.5f * scale[row];
+                levels[i] = (int)nearest(reals[i] / scale[row], range);
+            }
+        }
+    }
+    const struct bit_linear_layer layer = {prepared, outputs,  inputs,   weight_scale, outputs,        bias,
+                                           isa,      range[0], range[1], range[2],     extreme ? 1 : 0};
+    const int error = kind < 2 ? bit_linear_int8_simd(isa, prepared, bytes, kind, sums, rows, outputs, inputs, 2)
+                               : bit_linear_float_simd(&layer, reals, y, rows, 2, scale, rows);
+    for (int64_t row = 0; row < rows && !bad; row++) {
+        for (int64_t o = 0; o < outputs && !bad; o++) {
+            int64_t sum = 0;
+            for (int64_t k = 0; k < inputs; k++) {
+                sum += (int64_t)f->levels[codes[o * inputs + k]] * levels[row * inputs + k];
+            }
+            if (kind < 2) {
+                bad = sums[row * outputs + o] != sum;
+            } else {
+                const float s = scale[row] * weight_scale[o];
+                const float product = (float)sum * s;
+                const float real =
+                    extreme ? (float)((double)sum + rint((double)bias[o] / (double)s)) * s : product + bias[o];
+                bad = y[row * outputs + o] != real;
+            }
+        }
+    }
+    if (bad || error) {
+        printf("%s layout %d, %ld x %ld x %ld, activation %d, extreme %d: error %d\n", bit_isa_name(isa), layout,
+               (long)rows, (long)outputs, (long)inputs, kind, extreme, error);
+    }
+    free(codes), free(packed), free(again), free(levels), free(reals), free(y), free(scale), free(weight_scale);
+    free(bias), free(bytes), free(prepared), free(sums);
+    return bad || error;
+}
+
+int main(void) {
+    int failures = 0, ran = 0;
+    for (int isa = 0; bit_isa_name(isa) != NULL; isa++) {
+        if (!bit_isa_supported(isa)) {
+            continue;
+        }
+        for (int i = 0; i < COUNT(formats); i++) {
+            int held = 0;
+            for (int layout = 0; layout < BIT_LAYOUTS; layout++) {
+                uint8_t *probe = malloc((size_t)bit_prepared_bytes(layout, 1, 0));
+                const int holds = bit_prepare(formats + i, layout, NULL, 0, 1, 0, probe) == BIT_OK;
+                free(probe);
+                held += holds;
+                for (int shape = 0; holds && shape < COUNT(shapes); shape++) {
+                    const int large = shape == COUNT(shapes) - 1;
+                    for (int kind = 0; kind < (large ? 3 : 2 + COUNT(ranges)); kind++) {
+                        const int extreme = large ? 1 + kind % 2 : 0;
+                        if (layout == BIT_LAYOUT_BITS && kind == 1) { /* unsigned levels have no sign */
+                            continue;
+                        }
+                        failures += compare(isa, formats + i, layout, shape, kind, extreme);
+                        ran++;
+                    }
+                }
+            }
+            failures += held == 0;
+        }
+        printf("%s ", bit_isa_name(isa));
+    }
+    const pid_t child = fork(); /* which has none of the threads that its parent had */
+    if (child == 0) {
+        int isa = 0;
+        while (!bit_isa_supported(isa)) {
+            isa++;
+        }
+        _exit(compare(isa, formats, BIT_LAYOUT_8BIT, 5, 0, 0));
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    failures += status != 0;
+    printf("%d comparisons, %d failures\n", ran, failures);
+    return failures != 0 || ran == 0;
+}

@@ -1,0 +1,64 @@
+"""The vector kernels in C against plain loops: on this machine, and those for Arm in an emulator."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bitcore.kernels
+from bitcore.formats import FORMATS, NumberFormat
+
+SIMD = Path(bitcore.kernels.__file__).parent / "csrc" / "simd"
+SOURCES = ("bit_prepare", "bit_pool", "bit_isa", "bit_linear_simd")
+# As in CMakeLists.txt.
+OPTIONS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno")
+FAMILIES = {
+    "BIT_X86": {
+        "avx2": ["-mavx2"],
+        "avx512": [f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "vnni", "vpopcntdq")],
+    },
+    "BIT_ARM": {"neon": ["-march=armv8.2-a+dotprod"], "i8mm": ["-march=armv8.2-a+dotprod+i8mm"]},
+}
+
+
+def c_format(fmt: NumberFormat) -> str:
+    packing = fmt.packing
+    head = (packing.radix, packing.codes, packing.word, len(fmt.levels), fmt.step if fmt.affine else 0)
+    return f"    {{{', '.join(map(str, head))}, {{{', '.join(map(str, fmt.levels))}}}}},\n"
+
+
+def build(folder: Path, compiler: str, family: str) -> Path:
+    formats = "".join(c_format(fmt) for fmt in FORMATS.values())
+    (folder / "formats.h").write_text(f"static const struct bit_format formats[] = {{\n{formats}}};\n")
+    options = [compiler, *OPTIONS, f"-D{family}", "-D_GNU_SOURCE", f"-I{SIMD}", f"-I{folder}"]
+    files: dict[Path, list[str]] = {SIMD / f"{name}.c": [] for name in SOURCES}
+    files |= {SIMD / f"bit_linear_{isa}.c": flags for isa, flags in FAMILIES[family].items()}
+    files[Path(__file__).with_name("simd_harness.c")] = []
+    jobs = [subprocess.Popen([*options, *f, "-c", str(s), "-o", str(folder / f"{s.stem}.o")]) for s, f in files.items()]
+    codes = [job.wait() for job in jobs]
+    assert not any(codes)
+    program, static = folder / "harness", ["-static"] if family == "BIT_ARM" else []
+    objects = [str(folder / f"{source.stem}.o") for source in files]
+    subprocess.run([compiler, *static, *objects, "-pthread", "-lm", "-o", str(program)], check=True)
+    return program
+
+
+def check(command: list[str], families: set[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert families <= set(result.stdout.split())
+
+
+def test_arm_kernels_in_an_emulator(tmp_path: Path, require_tool: Callable[[str, str], str]):
+    compiler = require_tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
+    emulator = require_tool("qemu-aarch64", "qemu-user")
+    check([emulator, "-cpu", "max", str(build(tmp_path, compiler, "BIT_ARM"))], set(FAMILIES["BIT_ARM"]))
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are kernels for x86")
+def test_x86_kernels(tmp_path: Path, require_tool: Callable[[str, str], str]):
+    check([str(build(tmp_path, require_tool("gcc", "gcc"), "BIT_X86"))], set())

@@ -1,0 +1,101 @@
+"""Random graphs of every operation become C that computes what the interpreter computes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitcore.formats import FORMATS
+from bitcore.graph import OPS, Conv2d, Graph, InputSpec, MaxPool2d, Node, Requantize
+from bitexport.targets import CTarget
+from bitexport.targets.c.plan import plan_layers
+from graphs import random_graph
+from networks import extreme_codes
+from programs import SANITIZERS, build
+
+Tool = Callable[[str, str], str]
+BUILDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gcc-sanitized": ("gcc", SANITIZERS),
+    "clang-no-multiplier": ("clang", ("-O1", "-DBIT_NO_MULTIPLIER")),
+}
+
+
+def check(graphs: dict[str, Graph], folder: Path, compiler: str, flags: tuple[str, ...], samples: int = 20) -> None:
+    made = {name: CTarget().emit(graph, folder / name, name) for name, graph in graphs.items()}
+    program = build(list(made.values()), folder / "build", compiler, flags)
+    for name, graph in graphs.items():
+        codes = extreme_codes(graph, samples)
+        bad = np.argwhere(graph.run(codes) != program.run(name, codes))
+        assert not len(bad), f"{name}: first difference at {bad[0]}"
+
+
+@pytest.mark.parametrize("how", BUILDS)
+def test_random_graphs(how: str, tmp_path: Path, require_tool: Tool) -> None:
+    compiler, flags = BUILDS[how]
+    first = 12 * list(BUILDS).index(how)
+    graphs = {f"n{seed}": random_graph(np.random.default_rng(seed)) for seed in range(first, first + 12)}
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags)
+
+
+def test_the_random_graphs_hold_every_operation() -> None:
+    graphs = [random_graph(np.random.default_rng(seed)) for seed in range(12 * len(BUILDS))]
+    assert {node.op.kind for graph in graphs for node in graph.nodes} == set(OPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("how", BUILDS)
+def test_many_random_graphs(how: str, part: int, tmp_path: Path, require_tool: Tool) -> None:
+    compiler, flags = BUILDS[how]
+    seeds = range(1000 + 40 * part, 1040 + 40 * part)
+    graphs = {f"n{seed}": random_graph(np.random.default_rng(seed)) for seed in seeds}
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags)
+
+
+def convolution(fmt: str, seed: int, channels: int = 7, outputs: int = 21) -> Graph:
+    """Convolution, requantization, pooling; then another convolution whose result creeps over its input."""
+    rng = np.random.default_rng(seed)
+    spec = InputSpec((channels, 9, 8), str(rng.choice(["int8", "uint8"])), 0.5)
+    nodes: list[Node] = []
+    source, kind = "input", spec.type
+
+    def add(name: str, op: Conv2d | MaxPool2d | Requantize) -> None:
+        nonlocal source, kind
+        kind = op.infer(kind)
+        nodes.append(Node(name, op, (source,), kind))
+        source = name
+
+    for i, n in enumerate((outputs, 6)):
+        levels = rng.choice(FORMATS[fmt].levels, (n, kind.shape[0], 3, 3))
+        conv = Conv2d(levels, fmt, rng.integers(-50, 50, n), (1, 1), (1, 1), (1, 1), 1)
+        add(f"conv{i}", conv)
+        shift = rng.integers(0, max(1, kind.high.bit_length() - 6), n)
+        add(f"fold{i}", Requantize(np.ones(1, dtype=np.int64), rng.integers(-9, 9, n), shift, 0, 255))
+        add(f"pool{i}", MaxPool2d((2, 2), (2, 2), (0, 0)))
+    nodes.append(Node("flat", OPS["flatten"](), (source,), OPS["flatten"]().infer(kind)))
+    return Graph(spec, tuple(nodes), 1.0)
+
+
+def test_every_format_in_convolutions(tmp_path: Path, require_tool: Tool) -> None:
+    """Tails of octets, groups of inputs that are not full, pairs of pixels and single ones."""
+    graphs = {f"conv_{fmt}": convolution(fmt, seed) for seed, fmt in enumerate(FORMATS)}
+    check(graphs, tmp_path, require_tool("gcc", "gcc"), ("-O1",))
+
+
+def test_convolutions_pool_on_the_way_and_creep_over_their_input() -> None:
+    graph = convolution("ternary", 0, channels=8, outputs=24)
+    plan = plan_layers(graph)
+    assert [layer.pool is not None for layer in plan.layers] == [True, True]
+    assert "conv0" not in plan.types, "the map before the pooling is nowhere"
+    places = {place.name: place for place in plan.places}
+    source, target = places["input"], places["pool0"]
+    assert target.offset < source.offset < target.offset + target.bytes
+
+
+def test_a_limit_makes_the_arena_smaller() -> None:
+    graph = convolution("4bitsym", 1, outputs=40)
+    free = plan_layers(graph)
+    tight = plan_layers(graph, free.arena - 60)
+    assert tight.arena <= free.arena - 60
+    assert min(layer.block for layer in tight.layers) < 40

@@ -1,0 +1,93 @@
+"""Every target: the same bits in its emulator, sizes that fit, a firmware project that builds and runs."""
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitcore.errors import BitLabError
+from bitexport.targets import TARGETS, CTarget
+from bitexport.targets.c.chips import CHIPS
+from bitexport.targets.c.emulate import emulate
+from bitexport.targets.c.host import input_bytes
+from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c.target import Manifest
+from graphs import random_graph
+from networks import extreme_codes, random_chain
+
+Tool = Callable[[str, str], str]
+BLOCKS = ["conv2d", "maxpool2d", "residual"]
+
+
+@pytest.fixture
+def tools(require_tool: Tool) -> Callable[[str], None]:
+    """Compiler and emulator of a target, or no test."""
+
+    def require(target: str) -> None:
+        chip = CHIPS[target]
+        require_tool(chip.prefix + chip.compiler, chip.package)
+        require_tool(chip.emulator.program, chip.emulator.package)
+
+    return require
+
+
+@pytest.mark.parametrize("target", CHIPS)
+def test_same_bits_in_the_emulator(target: str, tmp_path: Path, tools: Callable[[str], None]) -> None:
+    tools(target)
+    graph = random_graph(np.random.default_rng(3), BLOCKS, (2, 6, 6), "int8", ["4bitsym"], "linear")
+    artifact = TARGETS[target].emit(graph, tmp_path / "net", "network")
+    manifest = Manifest.load(artifact.folder)
+    codes = extreme_codes(graph, 7)
+    files = [artifact.folder / file for file in manifest.sources]
+    found = emulate(CHIPS[target], "network", artifact.folder, files, plan_layers(graph, manifest.limit), codes)
+    expected = graph.run(codes)
+    assert np.array_equal(found.outputs, expected)
+    assert np.array_equal(found.classes, expected.argmax(1))
+    if found.size is not None:
+        chip = CHIPS[target]
+        assert 0 < found.size.flash <= chip.flash
+        assert plan_layers(graph, manifest.limit).arena < found.ram <= chip.ram
+        assert 0 < found.stack <= chip.stack
+        assert (found.counts > 100).all()
+
+
+def test_the_firmware_project_builds_and_runs(tmp_path: Path, tools: Callable[[str], None], require_tool: Tool) -> None:
+    make = require_tool("make", "make")
+    graph = random_chain(np.random.default_rng(0), ["4bitsym", "ternary"], ["shift"], [20, 12, 11], "int8")
+    codes = extreme_codes(graph, 9)
+    for target in ("rv32ec", "cortex-m0", "atmega328p"):
+        tools(target)
+        artifact = TARGETS[target].emit(graph, tmp_path / target, "network")
+        command = [make, "-s", "-C", str(artifact.folder / "firmware")]
+        subprocess.run(command, check=True, capture_output=True)
+        if target != "atmega328p":  # it waits for its serial port
+            printed = subprocess.run(
+                [*command, "run"], input=input_bytes(codes), check=True, capture_output=True, timeout=60
+            ).stdout
+            assert list(map(int, printed.split())) == graph.run(codes).argmax(1).tolist()
+
+
+def test_a_network_that_does_not_fit_is_refused(tmp_path: Path, tools: Callable[[str], None]) -> None:
+    tools("rv32ec")
+    rng = np.random.default_rng(0)
+    large = random_chain(rng, ["8bit", "8bit"], ["shift"], [200, 120, 10], "int8")
+    with pytest.raises(BitLabError, match=r"does not fit the CH32V003 \(rv32ec\), flash by [\d,]+ bytes; use fewer"):
+        TARGETS["rv32ec"].emit(large, tmp_path / "flash", "net")
+    wide = random_chain(rng, ["binary", "binary"], ["normshift"], [8, 1200, 3], "int8")
+    with pytest.raises(BitLabError, match=r"RAM by [\d,]+ bytes; RAM holds arena, input and 272 bytes of stack"):
+        TARGETS["rv32ec"].emit(wide, tmp_path / "ram", "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tools_that_are_not_installed_are_named(tmp_path: Path) -> None:
+    graph = random_chain(np.random.default_rng(0), ["4bitsym"], [], [8, 3], "int8")
+    chip = replace(CHIPS["rv32ec"], prefix="nowhere-", package="gcc-nowhere")
+    with pytest.raises(BitLabError, match=r"needs nowhere-gcc, .* \(Debian: apt-get install gcc-no"):
+        CTarget(chip).emit(graph, tmp_path / "out", "net")
+    emulator = replace(CHIPS["rv32ec"].emulator, program="qemu-nowhere", package="qemu-system-misc")
+    with pytest.raises(BitLabError, match=r"needs qemu-nowhere, .* apt-get install qemu-system-misc"):
+        replace(CHIPS["rv32ec"], emulator=emulator).find_emulator()
+    assert not list(tmp_path.iterdir())
