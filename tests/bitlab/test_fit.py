@@ -24,6 +24,9 @@ SEARCH = Search(
     "rv32ec", Budget(2500, 1024), DIGITS, epochs=1, family="mlp", formats=("2bitsym", "4bitsym"), max_train_samples=200
 )
 
+LARGE = {"hidden": 2, "width1": 10, "format1": "4bitsym", "width2": 10, "format2": "4bitsym", "format_head": "4bitsym"}
+SMALL = {"hidden": 1, "width1": 1, "format1": "2bitsym", "format_head": "4bitsym"}
+
 
 @pytest.fixture(scope="module")
 def tools(require_tool: Callable[[str, str], str], require_package: Callable[[str], object]) -> None:
@@ -36,15 +39,17 @@ def tools(require_tool: Callable[[str, str], str], require_package: Callable[[st
 
 @pytest.fixture(scope="module")
 def found(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Fitter:
-    """A finished search for one network."""
+    """A search that met a network over budget and trained a small one."""
     fitter = Fitter(SEARCH, tmp_path_factory.mktemp("fit") / "search")
+    fitter.study.enqueue_trial(LARGE)
+    fitter.study.enqueue_trial(SMALL)
     assert fitter.run(1)
     return fitter
 
 
 def test_the_winner_keeps_the_budget(found: Fitter, tmp_path: Path) -> None:
     recipe = Recipe.load(found.out / "best.yaml")
-    assert found.best and recipe.to_dict() == found.best["recipe"]
+    assert recipe.to_dict() == found.rows[1]["recipe"]
     assert (recipe.epochs, recipe.validation, recipe.max_train_samples) == (RECIPE.epochs, 0, None)
     fit(recipe.replace(epochs=1, plots=False, tensorboard=False), tmp_path / "run", progress=False)
     export(open_checkpoint(tmp_path / "run"), tmp_path / "c", "network", "rv32ec")
@@ -55,14 +60,13 @@ def test_the_winner_keeps_the_budget(found: Fitter, tmp_path: Path) -> None:
 
 def test_what_is_too_large_is_never_trained(found: Fitter) -> None:
     data = json.loads((found.out / "study.json").read_text())
-    assert data["trials"] == found.rows and data["best"] == found.best["number"]
-    over = [row for row in data["trials"] if row["state"] == "over budget"]
-    assert over, "choose a budget that some network exceeds"
-    for row in over:
-        assert "accuracy" not in row and ">" in row["reason"]
-    for row in data["trials"]:
-        if row["state"] == "finished":
-            assert not Cost(row["flash"], row["ram"], row["instructions"]).excess(SEARCH.budget)
+    large, small = data["trials"]
+    assert data["trials"] == found.rows and data["best"] == small["number"] and data["front"] == [1]
+    assert large["state"] == "over budget" and "accuracy" not in large and "flash" in large["reason"]
+    assert small["state"] == "finished" and small["epochs"] == 1 and small["accuracy"] > 0.2
+    assert small["network"] == "12·2bitsym head·4bitsym" and small["parameters"] == 64 * 12 + 2 * 12 + 12 * 10 + 10
+    assert not Cost(small["flash"], small["ram"], small["instructions"]).excess(SEARCH.budget)
+    assert Cost(small["flash"], small["ram"], small["instructions"]).excess(Budget(9999, 9999, 100))
     assert (found.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -73,8 +77,9 @@ def test_a_search_goes_on(found: Fitter) -> None:
     with pytest.raises(BitLabError, match="holds a search with another budget; use another folder"):
         Fitter(replace(SEARCH, budget=Budget(3000, 1024)), found.out, resume=True)
     again = Fitter(SEARCH, found.out, resume=True)
+    again.study.enqueue_trial(SMALL | {"format_head": "2bitsym"})
     assert again.run(1)
-    assert again.rows[: len(before)] == before and len(again.rows) > len(before)
+    assert again.rows[: len(before)] == before and [row["number"] for row in again.rows] == [0, 1, 2]
 
 
 def test_an_interrupted_search_keeps_what_it_found(

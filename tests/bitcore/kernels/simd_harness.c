@@ -119,6 +119,25 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
     return bad || error;
 }
 
+/* A child has none of the threads that its parent had. Emulators cannot start threads in one, so only x86 tries it. */
+static int a_fork_fails(void) {
+#ifdef BIT_X86
+    const pid_t child = fork();
+    if (child == 0) {
+        int isa = 0;
+        while (!bit_isa_supported(isa)) {
+            isa++;
+        }
+        _exit(compare(isa, formats, BIT_LAYOUT_8BIT, 5, 0, 0));
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    return status != 0;
+#else
+    return 0;
+#endif
+}
+
 int main(void) {
     int failures = 0, ran = 0;
     for (int isa = 0; bit_isa_name(isa) != NULL; isa++) {
@@ -148,17 +167,7 @@ int main(void) {
         }
         printf("%s ", bit_isa_name(isa));
     }
-    const pid_t child = fork(); /* which has none of the threads that its parent had */
-    if (child == 0) {
-        int isa = 0;
-        while (!bit_isa_supported(isa)) {
-            isa++;
-        }
-        _exit(compare(isa, formats, BIT_LAYOUT_8BIT, 5, 0, 0));
-    }
-    int status = 1;
-    waitpid(child, &status, 0);
-    failures += status != 0;
+    failures += a_fork_fails();
     printf("%d comparisons, %d failures\n", ran, failures);
     return failures != 0 || ran == 0;
 }
