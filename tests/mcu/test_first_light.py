@@ -14,6 +14,7 @@ from bitcore.presets import PRESETS
 from bitexport import lower
 from bitexport.targets.c import CTarget
 from bitexport.targets.c.plan import plan_layers
+from bitlayers.fusion import train_fused
 from bitmodels import AutoBitModel
 from networks import extreme_codes, random_chain
 
@@ -145,6 +146,27 @@ def test_scales_of_any_value_run_too(tmp_path: Path) -> None:
     firmware = build(tmp_path / "export", "digits", tmp_path / "firmware")
     assert np.array_equal(run(firmware, as_bytes(codes[:8])).outputs, graph.run(codes[:8]))
     assert not {name for name in firmware.libgcc if "mul" in name or "div" in name}
+
+
+@pytest.mark.usefixtures("toolchain")
+@pytest.mark.parametrize("pow2", [True, False])
+def test_convolutions_need_no_multiplier(pow2: bool, tmp_path: Path) -> None:
+    """Convolutions, a depthwise one, pools, batch norm; scales of any value multiply by shifts."""
+    config = PRESETS["mcu-ternary-static"].replace(
+        weight_granularity="per_channel", weight_scale_pow2=pow2, activation_scale_pow2=pow2
+    )
+    features = (4, "pool", "depthwise", 6, "pool")
+    model = AutoBitModel.from_name("mcunet", config, {"last": "mcu-4bitsym-static"}, image_size=8, features=features)
+    if pow2:
+        train_fused(model)
+    x, _ = digits()
+    model.train()(x[TEST : TEST + 64])
+    graph, codes, _ = export(model.eval(), tmp_path / "export")
+    assert {"conv2d", "maxpool2d", "linear"} <= {node.op.kind for node in graph.nodes}
+    assert (graph.multiplications() == 0) == pow2
+    firmware = build(tmp_path / "export", "digits", tmp_path / "firmware")
+    assert not {name for name in firmware.libgcc if "mul" in name or "div" in name}
+    assert np.array_equal(run(firmware, as_bytes(codes[:6])).outputs, graph.run(codes[:6]))
 
 
 @pytest.mark.usefixtures("toolchain")
