@@ -80,8 +80,8 @@ def _onnx(
 ) -> Run | None:
     if util.find_spec("onnxruntime") is None or util.find_spec("onnx") is None:
         return None
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
     graph = helper.make_graph(
         [helper.make_node(op, ins, outs, **options) for op, ins, outs, options in nodes],

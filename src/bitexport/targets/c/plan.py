@@ -14,7 +14,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitcore.formats import get_format
-from bitcore.graph import Conv2d, Graph, Linear, MaxPool2d, Node, NormShift, Requantize, Step, Threshold, plan_memory
+from bitcore.graph import (
+    Buffer,
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool2d,
+    Node,
+    NormShift,
+    Requantize,
+    Step,
+    Threshold,
+    plan_memory,
+)
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor, narrow
 from bitexport.targets.c.orders import find_orders
@@ -67,37 +79,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A stretch of the arena.
-
-    Attributes:
-        name: The node whose result it holds, ``"input"``, or ``"scratch of NODE"``.
-        offset: Where it begins, in bytes.
-        bytes: Its size.
-        first: The layer that writes it.
-        last: The last layer that reads it.
-    """
-
-    name: str
-    offset: int
-    bytes: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
 class CPlan:
     """Layers in order, and the arena. The output belongs to the caller.
 
     Attributes:
         layers: The layers.
-        places: All stretches of the arena, in the order in which they are written.
+        places: All stretches of the arena, in the order in which they are written: results, ``"input"``, ``"output"`` and
+            ``"scratch of NODE"``.
         types: The stored type of the input and of every result.
         output_order: For each output the element of the last result that it is, where the order differs.
     """
 
     layers: tuple[Layer, ...]
-    places: tuple[Place, ...]
+    places: tuple[Buffer, ...]
     types: dict[str, IntTensor]
     output_order: Ints | None = None
 
@@ -140,20 +134,20 @@ def _plan(graph: Graph, layers: list[Layer]) -> CPlan:
     order = find_orders(graph)[graph.output.name]
     types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
     last = {name: i for i, layer in enumerate(layers) for name in layer.sources}
-    wanted = [Place("input", 0, graph.input.type.bytes, -1, last.get("input", 0))]
+    wanted = [Buffer("input", 0, graph.input.type.bytes, -1, last.get("input", 0))]
     for i, layer in enumerate(layers):
         if i < len(layers) - 1 or order is not None:
-            wanted.append(Place(layer.target, 0, layer.type.bytes, i, last.get(layer.target, i + 1)))
+            wanted.append(Buffer(layer.target, 0, layer.type.bytes, i, last.get(layer.target, i + 1)))
         if layer.scratch:
-            wanted.append(Place(f"scratch of {layer.target}", 0, layer.scratch, i, i))
-    wanted.append(Place("output", 0, 4 * graph.output.type.size, len(layers) - 1, len(layers)))
+            wanted.append(Buffer(f"scratch of {layer.target}", 0, layer.scratch, i, i))
+    wanted.append(Buffer("output", 0, 4 * graph.output.type.size, len(layers) - 1, len(layers)))
     leads = {(layer.source, layer.target): _lead(layer, types) for layer in layers}
     places = _improve([_arrange(sorted(wanted, key=order), leads, layers) for order in _ORDERS], leads, layers)
     inverse = None if order is None else np.argsort(order)
     return CPlan(tuple(layers), tuple(sorted(places, key=lambda place: place.first)), types, inverse)
 
 
-_ORDERS: tuple[Callable[[Place], tuple[int, ...]], ...] = (
+_ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
     lambda p: (-p.bytes, p.first),
     lambda p: (p.first - p.last, -p.bytes),
     lambda p: (-p.bytes * (p.last - p.first + 1), p.first),
@@ -232,10 +226,10 @@ def _in_blocks(layers: list[Layer], most: dict[int, int]) -> list[Layer]:
 # ---- the arena -------------------------------------------------------------------------------------------------------
 
 
-def _arrange(wanted: list[Place], leads: dict[tuple[str, str], int | None], layers: list[Layer]) -> list[Place]:
+def _arrange(wanted: list[Buffer], leads: dict[tuple[str, str], int | None], layers: list[Layer]) -> list[Buffer]:
     """Gives each stretch, in this order, the lowest address at which it disturbs none that is placed already."""
     over = {(layer.overwrites, layer.target) for layer in layers if layer.overwrites}
-    placed: list[Place] = []
+    placed: list[Buffer] = []
     for new in wanted:
         taken = []  # open intervals of addresses at which `new` cannot begin
         for old in placed:
@@ -262,10 +256,10 @@ def _arrange(wanted: list[Place], leads: dict[tuple[str, str], int | None], laye
     return placed
 
 
-def _improve(arenas: list[list[Place]], leads: dict[tuple[str, str], int | None], layers: list[Layer]) -> list[Place]:
+def _improve(arenas: list[list[Buffer]], leads: dict[tuple[str, str], int | None], layers: list[Layer]) -> list[Buffer]:
     """Starts from the smallest arena and exchanges two stretches in its order as long as the arena shrinks."""
 
-    def size(places: list[Place]) -> int:
+    def size(places: list[Buffer]) -> int:
         return max(place.offset + place.bytes for place in places)
 
     best = min(arenas, key=size)
