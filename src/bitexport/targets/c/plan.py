@@ -84,8 +84,8 @@ class CPlan:
 
     Attributes:
         layers: The layers.
-        places: All stretches of the arena, in the order in which they are written: results, ``"input"``, ``"output"`` and
-            ``"scratch of NODE"``.
+        places: All stretches of the arena, in the order in which they are written: results,
+            ``"input"``, ``"output"`` and ``"scratch of NODE"``.
         types: The stored type of the input and of every result.
         output_order: For each output the element of the last result that it is, where the order differs.
     """
