@@ -1,4 +1,4 @@
-"""The command line: bitlab quickstart | train | evaluate | export | verify | info | doctor | bench | publish."""
+"""The command line, one function a command; `bitlab --help` lists them."""
 
 from __future__ import annotations
 
@@ -200,10 +200,11 @@ def fit(
 ) -> None:
     """Search the most accurate network for a chip and budgets of flash, RAM and instructions."""
     from bitlab import fit as search
+    from bitlab.fit_cost import parse_budget
     from bitlab.fit_space import DEFAULT_FORMATS
     from bittrain.recipe import Recipe
 
-    budget = search.parse_budget(target, flash, ram, instructions)
+    budget = parse_budget(target, flash, ram, instructions)
     base = Recipe.load(recipe) if recipe else search.RECIPE
     size = search.fit_image_size(dataset, image_size or base.image_size)
     base = base.replace(dataset=dataset, seed=seed, validation=0, image_size=size)

@@ -12,67 +12,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
-from bitcore.errors import BitLabError, unknown
+from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
-from bitexport import lower
-from bitexport.targets import TARGETS
-from bitexport.targets.c.chips import CHIPS, Chip
-from bitexport.targets.c.emulate import emulate
-from bitexport.targets.c.firmware import DoesNotFitError
-from bitexport.targets.c.plan import plan_layers
-from bitexport.targets.c.target import Manifest
-from bitlab.fit_space import DEFAULT_FORMATS, Smallest, candidate, check_space, describe, parse_count
+from bitlab.fit_cost import Budget, Cost, find_chip, measure_cost, untrained
+from bitlab.fit_space import DEFAULT_FORMATS, Smallest, candidate, check_space, describe
 from bitmodels import load_model
-from bittrain.build import build_model
 from bittrain.fit import fit
-from bittrain.prepare import Prepared, prepare
+from bittrain.prepare import prepare
 from bittrain.recipe import Recipe
 
 RECIPE = Recipe(normalization="pow2", batch_size=128, lr=5e-3, epochs=60, warmup_epochs=1)
 """How networks are trained where no recipe says it."""
-_IMAGES = 4  # that the emulator runs for each candidate
 _PROPOSALS = 20  # candidates over budget, at most, for each one that is trained
 _REDUCTION = 3  # one of so many networks trains on behind each rung
 _PASSED_ON = {"tensorboard": False, "plots": False, "checkpoint_steps": 0}  # of the short trainings
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most that a network may take.
-
-    Attributes:
-        flash: Bytes of flash, code and start-up included.
-        ram: Bytes of RAM, input and stack included.
-        instructions: Instructions of an image (AVR: cycles); ``None`` for any number.
-    """
-
-    flash: int
-    ram: int
-    instructions: int | None = None
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a network takes on a chip, in the units of `Budget`; ``None`` where it is too large to say."""
-
-    flash: int | None
-    ram: int | None
-    instructions: int | None
-
-    def excess(self, budget: Budget) -> str:
-        """Says what exceeds the budget; empty if nothing does."""
-        limits, words = asdict(budget), []
-        if self.flash is None and self.ram is None:
-            words.append("the chip")
-        for name, value in asdict(self).items():
-            limit = limits[name]
-            if value is not None and limit is not None and value > limit:
-                words.append(f"{name} {value:,} > {limit:,}")
-        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -115,33 +70,6 @@ class Search:
         return {**asdict(self), "recipe": self.recipe.to_dict(), "formats": list(self.formats)}
 
 
-def find_chip(target: str) -> Chip:
-    """Returns a chip with flash and RAM.
-
-    Raises:
-        BitLabError: There is none of that name; the nearest is given.
-    """
-    chips = {name: chip for name, chip in CHIPS.items() if chip.flash}
-    if target not in chips:
-        raise unknown("target", target, chips)
-    return chips[target]
-
-
-def parse_budget(target: str, flash: str | None, ram: str | None, instructions: str | None) -> Budget:
-    """Returns a budget from what a user writes; what is left out is the chip's.
-
-    Raises:
-        BitLabError: The chip is unknown or smaller, or a size is none.
-    """
-    chip = find_chip(target)
-    sizes = {}
-    for name, text, limit in (("flash", flash, chip.flash), ("ram", ram, chip.ram)):
-        sizes[name] = parse_count(text, name) if text else limit
-        if sizes[name] > limit:
-            raise BitLabError(f"{name} {text} is more than the {chip.chip} ({target}) has; at most {limit}")
-    return Budget(**sizes, instructions=parse_count(instructions, "instructions", 1000) if instructions else None)
-
-
 def fit_image_size(dataset: str, image_size: int | None) -> int:
     """Returns the size of the images: as asked, or at most 16, which is what small chips hold.
 
@@ -149,47 +77,6 @@ def fit_image_size(dataset: str, image_size: int | None) -> int:
         BitLabError: The dataset is unknown.
     """
     return image_size or min(16, *prepare(Recipe(dataset=dataset)).data.shape[1:])
-
-
-def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip) -> Cost:
-    """Builds a model for a chip and runs a few training images in the emulator.
-
-    Raises:
-        BitLabError: A tool is missing, the model cannot be lowered, or the chip computes something else.
-    """
-    shape = prepared.preprocessing.shape
-    graph = lower(model, shape)
-    codes = graph.input.quantize(prepared.preprocessing(prepared.train.sample(_IMAGES)))
-    found, error = None, None
-    for target in ("c", chip.name):  # the second one trades time for RAM where the first does not fit
-        with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
-            folder = Path(temporary) / "network"
-            try:
-                TARGETS[target].emit(graph, folder, "network")
-                manifest = Manifest.load(folder)
-                files = [folder / file for file in manifest.sources]
-                found = emulate(chip, "network", folder, files, plan_layers(graph, manifest.limit), codes)
-                break
-            except DoesNotFitError as caught:
-                error = caught
-                if error.flash > 0:
-                    break
-    if found is None or found.size is None:
-        over = error or DoesNotFitError(chip, 0, 0)
-        flash, ram = (limit + e if e > 0 else None for limit, e in ((chip.flash, over.flash), (chip.ram, over.ram)))
-        return Cost(flash, ram, None)
-    if (found.outputs != graph.run(codes)).any():
-        raise BitLabError(f"{chip.name} computes other outputs than the interpreter; please report this network")
-    return Cost(found.size.flash, found.ram, round(float(found.counts.mean())))
-
-
-def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:
-    """Builds a recipe's model, with the ranges of its activations from one batch."""
-    shape, classes = prepared.preprocessing.shape, len(prepared.data.classes)
-    model = build_model(recipe, shape, classes)
-    with torch.no_grad():
-        model.train()(prepared.preprocessing(prepared.train.sample(256)))
-    return model.eval()
 
 
 class _Rungs(Callback):
@@ -207,7 +94,7 @@ class _Rungs(Callback):
         self.trial.report(self.accuracy, self.epoch)
         self.show(f"epoch {self.epoch} of {self.epochs}, {100 * self.accuracy:.2f} %")
         self.pruned = self.epoch < self.epochs and self.trial.should_prune()
-        trainer.should_stop = self.pruned
+        trainer.should_stop |= self.pruned
 
 
 class Fitter:
@@ -330,7 +217,11 @@ class Fitter:
                 return False
             rungs = _Rungs(trial, search.epochs, lambda line: self.status(f"network {trial.number}: {line}"))
             with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
-                folder = fit(recipe, Path(temporary) / "run", progress=False, callbacks=[rungs])
+                try:
+                    folder = fit(recipe, Path(temporary) / "run", progress=False, callbacks=[rungs])
+                except BitLabError as error:  # such as a loss that is no number
+                    end("failed", cost, str(error))
+                    return True
                 row |= {"accuracy": rungs.accuracy, "epochs": rungs.epoch}
                 if rungs.pruned:
                     end("stopped", cost, f"after epoch {rungs.epoch}: others are better")
@@ -392,7 +283,15 @@ def draw_pareto(rows: list[dict[str, Any]], budget: Budget, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     finished, front = [row for row in rows if row["state"] == "finished"], pareto_front(rows)
-    axes.step([row["flash"] for row in front], [100 * row["accuracy"] for row in front], where="post", label="front")
+    axes.step(
+        [row["flash"] for row in front],
+        [100 * row["accuracy"] for row in front],
+        where="post",
+        marker="o",
+        markersize=12,
+        markerfacecolor="none",
+        label="front",
+    )
     points = axes.scatter(
         [row["flash"] for row in finished],
         [100 * row["accuracy"] for row in finished],

@@ -11,7 +11,8 @@ import pytest
 from bitcore.errors import BitLabError
 from bitexport.targets.c.chips import CHIPS
 from bitlab import cli
-from bitlab.fit import RECIPE, Budget, Cost, Fitter, Search, pareto_front, parse_budget
+from bitlab.fit import RECIPE, Fitter, Search, pareto_front
+from bitlab.fit_cost import Budget, Cost, parse_budget
 from bitlab.fit_space import FAMILIES, Smallest, candidate, describe, parse_count
 from bitlab.measure import measure_export
 from bitlab.pipeline import export, open_checkpoint

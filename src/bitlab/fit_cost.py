@@ -1,0 +1,132 @@
+"""What a network takes on a chip, and what it may take."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bitcore.errors import BitLabError, unknown
+from bitcore.graph import Graph
+from bitcore.graph.ops import Ints
+from bitexport import lower
+from bitexport.targets import TARGETS
+from bitexport.targets.c.chips import CHIPS, Chip
+from bitexport.targets.c.emulate import Emulation, emulate
+from bitexport.targets.c.firmware import DoesNotFitError
+from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c.target import Manifest
+from bitlab.fit_space import parse_count
+from bittrain.build import build_model
+from bittrain.prepare import Prepared
+from bittrain.recipe import Recipe
+
+_IMAGES = 4  # that the emulator runs for each candidate
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a network may take.
+
+    Attributes:
+        flash: Bytes of flash, code and start-up included.
+        ram: Bytes of RAM, input and stack included.
+        instructions: Instructions of an image (AVR: cycles); ``None`` for any number.
+    """
+
+    flash: int
+    ram: int
+    instructions: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network takes on a chip, in the units of `Budget`; ``None`` where it is too large to say."""
+
+    flash: int | None
+    ram: int | None
+    instructions: int | None
+
+    def excess(self, budget: Budget) -> str:
+        """Says what exceeds the budget; empty if nothing does."""
+        limits, words = asdict(budget), []
+        for name, value in asdict(self).items():
+            limit = limits[name]
+            if value is not None and limit is not None and value > limit:
+                words.append(f"{name} {value:,} > {limit:,}")
+        return ", ".join(words)
+
+
+def find_chip(target: str) -> Chip:
+    """Returns a chip with flash and RAM.
+
+    Raises:
+        BitLabError: There is none of that name; the nearest is given.
+    """
+    chips = {name: chip for name, chip in CHIPS.items() if chip.flash}
+    if target not in chips:
+        raise unknown("target", target, chips)
+    return chips[target]
+
+
+def parse_budget(target: str, flash: str | None, ram: str | None, instructions: str | None) -> Budget:
+    """Returns a budget from what a user writes; what is left out is the chip's.
+
+    Raises:
+        BitLabError: The chip is unknown or smaller, or a size is none.
+    """
+    chip = find_chip(target)
+    sizes = {}
+    for name, text, limit in (("flash", flash, chip.flash), ("ram", ram, chip.ram)):
+        sizes[name] = parse_count(text, name) if text else limit
+        if sizes[name] > limit:
+            raise BitLabError(f"{name} {text} is more than the {chip.chip} ({target}) has; at most {limit}")
+    return Budget(**sizes, instructions=parse_count(instructions, "instructions", 1000) if instructions else None)
+
+
+def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip) -> Cost:
+    """Builds a model for a chip and runs a few training images in the emulator.
+
+    Raises:
+        BitLabError: A tool is missing, the model cannot be lowered, or the chip computes something else.
+    """
+    shape = prepared.preprocessing.shape
+    graph = lower(model, shape)
+    codes = graph.input.quantize(prepared.preprocessing(prepared.train.sample(_IMAGES)))
+    for target in ("c", chip.name):  # the second one trades time for RAM where the first does not fit
+        try:
+            found = _emulate(graph, target, chip, codes)
+            break
+        except DoesNotFitError as over:
+            cost = Cost(
+                chip.flash + over.flash if over.flash > 0 else None, chip.ram + over.ram if over.ram > 0 else None, None
+            )
+            if over.flash > 0:
+                return cost
+    else:
+        return cost
+    if (found.outputs != graph.run(codes)).any():
+        raise BitLabError(f"{chip.name} computes other outputs than the interpreter; please report this network")
+    assert found.size is not None  # chips with flash have it
+    return Cost(found.size.flash, found.ram, round(float(found.counts.mean())))
+
+
+def _emulate(graph: Graph, target: str, chip: Chip, codes: Ints) -> Emulation:
+    with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
+        folder = Path(temporary) / "network"
+        TARGETS[target].emit(graph, folder, "network")
+        manifest = Manifest.load(folder)
+        files = [folder / file for file in manifest.sources]
+        return emulate(chip, "network", folder, files, plan_layers(graph, manifest.limit), codes)
+
+
+def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:
+    """Builds a recipe's model, with the ranges of its activations from one batch."""
+    shape, classes = prepared.preprocessing.shape, len(prepared.data.classes)
+    model = build_model(recipe, shape, classes)
+    with torch.no_grad():
+        model.train()(prepared.preprocessing(prepared.train.sample(256)))
+    return model.eval()
