@@ -108,7 +108,10 @@ class BitConv2d(_BitConv, nn.Conv2d):
         geometry = self.geometry()
         if self.tiles is None or geometry is None or isinstance(x, Tensor) or x.levels.ndim != 4 or x.shift is not None:
             return super().accumulate(x, weight)
-        return convolve(x.integers(), self.tiles, weight.format.name, x.format.name, geometry)
+        sums = convolve(x.integers(), self.tiles, weight.format.name, x.format.name, geometry)
+        # In memory as torch's convolution leaves it: what reads a map next, such as a mean, adds in that order.
+        last = x.levels.is_contiguous(memory_format=torch.channels_last) and not x.levels.is_contiguous()
+        return sums if last else sums.contiguous()
 
     def add_to_graph(  # noqa: D102
         self,
