@@ -19,6 +19,8 @@ from typing import Any
 import torch
 
 from bitcore import BitQuantConfig
+from bitcore.errors import BitLabError
+from bitcore.files import write_atomically
 from bitcore.formats import FORMATS
 from bitcore.kernels.machine import prepare
 from bitcore.kernels.native import library, usable_sets
@@ -231,14 +233,26 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+def check_page(page: Path) -> None:
+    """Checks, before anything is timed, that a page has a place for the table.
+
+    Raises:
+        BitLabError: There is no such page, or it has no marks.
+    """
+    if not page.is_file() or not all(mark in page.read_text() for mark in (_BEGIN, _END)):
+        raise BitLabError(f"'{page}' must be a page with the lines {_BEGIN} and {_END}: the table goes between them")
+
+
 def publish(results: dict[str, Any], out: Path, page: Path | None) -> None:
     """Writes the results as JSON, and the table between the marks of a page."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    write_atomically(out, json.dumps(results, indent=1) + "\n")
     if page is not None:
-        begin, end = "<!-- bench: begin -->", "<!-- bench: end -->"
-        head, rest = page.read_text().split(begin)
-        page.write_text(f"{head}{begin}\n{table(results)}\n{end}{rest.split(end)[1]}")
+        head, rest = page.read_text().split(_BEGIN)
+        write_atomically(page, f"{head}{_BEGIN}\n{table(results)}\n{_END}{rest.split(_END)[1]}")
 
 
 def draw(results: dict[str, Any], path: Path, threads: int = 1) -> None:

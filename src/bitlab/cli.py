@@ -290,6 +290,8 @@ def bench(
     """Time packed layers against torch, onnxruntime and ggml, and against the machine's limits."""
     from bitlab import bench
 
+    if page is not None:
+        bench.check_page(page)
     results = bench.run(range(1, threads + 1), rounds)
     bench.publish(results, out, page)
     if roofline is not None:
