@@ -57,8 +57,8 @@ def quickstart(
                 console.size(sizes["weights"]),
                 f"{sizes['float32'] / sizes['weights']:.1f}× less than float32",
             ),
-            ("flash", console.size(sizes["constants"]), "weights and other constants; code comes on top (about 1 kB)"),
-            ("RAM", console.size(sizes["ram"]), f"arena {sizes['arena']} + input {sizes['input']}, without the stack"),
+            ("flash", console.size(sizes["constants"]), "weights and other constants; code comes on top"),
+            ("RAM", console.size(sizes["ram"]), f"arena and input ({sizes['input']} B) share it; without the stack"),
         ]
         console.show_table("Size", ("", "bytes", ""), rows)
         console.out.print(f"{result['seconds']} s. The C code: {result['folders']['c']}; see its README.md.")
