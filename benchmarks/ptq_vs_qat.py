@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.files import write_atomically
 from bitcore.formats import FORMATS
-from bitlab.results import with_table
+from bitlab.pages import with_table
 from bitlayers import quantize
 from bitmodels import AutoBitModel
 from bittrain.data import Split, load_dataset

@@ -27,6 +27,7 @@ from bitcore.kernels.native import library, usable_sets
 from bitcore.kernels.simd import FusedLinear
 from bitcore.quantizers import PackedTensor
 from bitlab import console
+from bitlab.pages import BEGIN, END, with_table
 from bitlab.rivals import FLOAT, GGML, ONEDNN, RIVALS, Run
 from bitlayers import BitLinear
 
@@ -233,17 +234,14 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
-
-
 def check_page(page: Path) -> None:
     """Checks, before anything is timed, that a page has a place for the table.
 
     Raises:
         BitLabError: There is no such page, or it has no marks.
     """
-    if not page.is_file() or not all(mark in page.read_text() for mark in (_BEGIN, _END)):
-        raise BitLabError(f"'{page}' must be a page with the lines {_BEGIN} and {_END}: the table goes between them")
+    if not page.is_file() or not all(mark in page.read_text() for mark in (BEGIN, END)):
+        raise BitLabError(f"'{page}' must be a page with the lines {BEGIN} and {END}: the table goes between them")
 
 
 def publish(results: dict[str, Any], out: Path, page: Path | None) -> None:
@@ -251,8 +249,7 @@ def publish(results: dict[str, Any], out: Path, page: Path | None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(results, indent=1) + "\n")
     if page is not None:
-        head, rest = page.read_text().split(_BEGIN)
-        write_atomically(page, f"{head}{_BEGIN}\n{table(results)}\n{_END}{rest.split(_END)[1]}")
+        write_atomically(page, with_table(page.read_text(), table(results)))
 
 
 def draw(results: dict[str, Any], path: Path, threads: int = 1) -> None:

@@ -16,9 +16,9 @@ from bitcore.config import FLOAT
 from bitcore.files import write_atomically
 from bitlab.footprint import layer_footprints, totals
 from bitlab.measure import measure_export
+from bitlab.pages import with_table
 from bitlab.pipeline import Checkpoint, export, make_graph, measure, open_checkpoint, verify
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Row = Callable[[dict[str, Any]], Sequence[Sequence[str]]]
 
 
@@ -158,12 +158,6 @@ def _run(result: dict[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.2f} %"
-
-
-def with_table(text: str, table: str) -> str:
-    """Returns a document with what is between its markers replaced."""
-    head, _, rest = text.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 from bitcore.files import write_atomically
 from bitlab.footprint import count_macs
-from bitlab.results import with_table
+from bitlab.pages import with_table
 from bitmodels import data_options, find_model, list_models
 
 # What models of any input are shown with; others have an image size, or that of their stem.

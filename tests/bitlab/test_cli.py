@@ -11,8 +11,9 @@ import torch
 
 from bitcore.errors import BitLabError
 from bitlab import cli, quickstart
+from bitlab.pages import BEGIN, END, with_table
 from bitlab.pipeline import export, make_graph, open_checkpoint, verify
-from bitlab.results import BEGIN, END, publish, results_tables, with_table
+from bitlab.results import publish, results_tables
 from bitmodels import AutoBitModel, save_model
 from bittrain.fit import fit
 from bittrain.recipe import Recipe

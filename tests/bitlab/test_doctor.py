@@ -41,7 +41,7 @@ def test_the_benchmark_runs_and_its_table_lands_in_a_page(tmp_path: Path):
     cases = [bench.Case("ternary", 1, 256, rivals=(rivals.FLOAT,)), bench.Case("binary", 2, 256, rivals=())]
     results = bench.run((1, 2), 3, cases)
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nafter\n")
+    page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
     bench.publish(results, tmp_path / "results" / "bench.json", page)
     assert json.loads((tmp_path / "results" / "bench.json").read_text()) == results
     text = page.read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bitlab.results import with_table
+from bitlab.pages import with_table
 from bitlab.zoo import models_table, size
 from bitmodels import list_models
 
