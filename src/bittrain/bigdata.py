@@ -26,7 +26,7 @@ from bittrain.data import (
     local_folder,
     parquet_files,
 )
-from bittrain.decode import Columns, Decoder, encoded, find_columns
+from bittrain.decode import Columns, Decoder, View, encoded, find_columns
 from bittrain.prefetch import prefetch
 from bittrain.seeds import derive
 
@@ -47,6 +47,7 @@ def open_dataset(
     workers: int = 2,
     seed: int = 0,
     part: tuple[int, int] = (0, 1),
+    center_crop: float = 0.0,
 ) -> ImageData[Rows]:
     """Opens a dataset by name (see `load_dataset`), wherever its images stay.
 
@@ -60,15 +61,15 @@ def open_dataset(
         workers: Threads that decode; 0 decodes in between the steps.
         seed: Of a stream's order.
         part: This process and how many there are: streams are divided among them.
+        center_crop: As in `load_dataset`.
 
     Raises:
         BitLabError: As in `load_dataset`; with ``stream`` also an image folder.
     """
     if loading == "memory" or name == "digits":
-        return load_dataset(name, image_size, channels)
-    size = None if image_size is None else (image_size, image_size)
+        return load_dataset(name, image_size, channels, center_crop)
+    decoder = View(image_size, channels, center_crop).decoder()
     classes, splits = _open_streams(name) if loading == "stream" else _open_cells(name)
-    decoder = Decoder(size, channels)
     rows: dict[str, Any] = {}
     for split, source in splits.items():
         if isinstance(source, _Stream):
@@ -77,6 +78,12 @@ def open_dataset(
             rows[split] = DiskRows(source, classes, decoder, workers)
     rows["train"].sample(1)  # tells the decoder what images look like
     return ImageData(name, classes, rows["train"], rows["test"])
+
+
+def at_size(rows: Rows, size: int, center_crop: float) -> Rows:
+    """The same pictures, brought to another height and width, of those that are not in memory."""
+    assert isinstance(rows, DiskRows | StreamRows)
+    return replace(rows, decoder=replace(rows.decoder, size=(size, size), center_crop=center_crop))
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ def start_from(model: nn.Module, path: Path | str) -> None:
         BitLabError: As `load_checkpoint`, or the weights are those of another model.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        raise BitLabError(f"init {path}: its weights may be packed; give the run's folder or a .ckpt file in it")
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
         path = best if best.exists() else best.with_name("last.ckpt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitcore.errors import BitLabError, unknown
 from bittrain.cache import Decoded, cached, file_stamp
-from bittrain.decode import Columns, Decoder, check_labels, class_folders, decode_table, find_columns, folder_pictures
+from bittrain.decode import Columns, View, check_labels, class_folders, decode_table, find_columns, folder_pictures
 from bittrain.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ImageData(Generic[R]):
             raise unknown("split", name, ("train", "test"))
         return self.train if name == "train" else self.test
 
-    def preprocessing(self, normalization: str = "dataset", size: tuple[int, int] | None = None) -> Preprocessing:
+    def preprocessing(self, normalization: str = "dataset", center_crop: float = 0.0) -> Preprocessing:
         """Returns the conversion of pixels to the network's input.
 
         The published mean and deviation are used where they are known for the dataset and the channel count, those
@@ -148,18 +148,20 @@ class ImageData(Generic[R]):
 
         Args:
             normalization: ``dataset``, ``none`` or ``pow2``.
-            size: The network's input, where images are larger on purpose (to be augmented).
+            center_crop: What the images were decoded with.
         """
         channels, height, width = self.shape
-        height, width = size or (height, width)
         known = KNOWN.get(self.name, Known())
         mean, std = known.mean, known.std
         if normalization == "dataset" and len(mean) != channels:
             mean, std = _statistics(self.train.sample())
-        return Preprocessing.create(normalization, (height, width), channels, mean, std)
+        made = Preprocessing.create(normalization, (height, width), channels, mean, std)
+        return replace(made, center_crop=center_crop)
 
 
-def load_dataset(name: str, image_size: int | None = None, channels: int | None = None) -> ImageData[Split]:
+def load_dataset(
+    name: str, image_size: int | None = None, channels: int | None = None, center_crop: float = 0.0
+) -> ImageData[Split]:
     """Loads a dataset by name.
 
     A name is, in this order: a folder in ``$BITLAB_DATA`` (nothing is fetched then), one of `KNOWN`, a local folder
@@ -170,21 +172,21 @@ def load_dataset(name: str, image_size: int | None = None, channels: int | None 
         name: The dataset.
         image_size: Resize to this height and width (Pillow's bilinear filter, antialiased); ``None`` keeps the size.
         channels: Convert to 1 (grey) or 3 (RGB) channels; ``None`` keeps what the first image has.
+        center_crop: Share of the shorter side that a square cut from the centre keeps (see `Decoder`); 0: no cut.
 
     Raises:
         BitLabError: Unknown name, unreadable image, label out of range, empty class folder, …; the message names it.
     """
-    if image_size is not None and image_size < 1:
-        raise BitLabError(f"image_size must be positive, not {image_size}")
+    view = View(image_size, channels, center_crop)
     folder = local_folder(name)
     if folder is not None:
-        classes, tensors = _load_folder(folder, image_size, channels)
+        classes, tensors = _load_folder(folder, view)
     elif name == "digits":
-        classes, tensors = _load_digits(image_size, channels)
+        classes, tensors = _load_digits(view)
     elif (known := KNOWN.get(name)) is not None:
-        classes, tensors = _load_hub(known.hub, image_size, channels)
+        classes, tensors = _load_hub(known.hub, view)
     elif "/" in name and not name.startswith((".", "/", "~")):
-        classes, tensors = _load_hub(name, image_size, channels)
+        classes, tensors = _load_hub(name, view)
     elif "/" in name:
         raise BitLabError(f"no folder {name}; a dataset is a folder, a hub name owner/name or {', '.join(KNOWN)}")
     else:
@@ -204,12 +206,7 @@ def local_folder(name: str) -> Path | None:
     return None
 
 
-def _decoder(image_size: int | None, channels: int | None) -> Decoder:
-    """A decoder to square images."""
-    return Decoder(None if image_size is None else (image_size, image_size), channels)
-
-
-def _load_digits(image_size: int | None, channels: int | None) -> Decoded:
+def _load_digits(view: View) -> Decoded:
     """The 1,797 real 8x8 digits that scikit-learn brings along.
 
     The test set is the first fifth of each class after a shuffle by the frozen legacy generator with seed 0.
@@ -219,7 +216,7 @@ def _load_digits(image_size: int | None, channels: int | None) -> Decoded:
 
     bunch: Any = load_digits()
     pixels = (bunch.images * 16).clip(0, 255).astype(np.uint8)  # 0…16 -> 0…255
-    decoder = _decoder(image_size or 8, channels or 1)
+    decoder = replace(view, image_size=view.image_size or 8, channels=view.channels or 1).decoder()
     images = torch.from_numpy(np.stack([decoder.convert(Image.fromarray(p)) for p in pixels]))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     shuffle = np.random.RandomState(0)
@@ -235,20 +232,20 @@ def _load_digits(image_size: int | None, channels: int | None) -> Decoded:
     return tuple(map(str, range(10))), tensors
 
 
-def _load_folder(folder: Path, image_size: int | None, channels: int | None) -> Decoded:
+def _load_folder(folder: Path, view: View) -> Decoded:
     """A local folder of either kind."""
     train = parquet_files(folder, ("train",))
     if train:
         test = parquet_files(folder, TEST_NAMES)
         if not test:
             raise BitLabError(f"{folder}: there is no test-*.parquet beside the training files")
-        key = ["parquet", file_stamp(train), file_stamp(test), image_size, channels]
-        return cached(key, lambda: _decode_parquet(train, test, image_size, channels))
+        key = ["parquet", file_stamp(train), file_stamp(test), astuple(view)]
+        return cached(key, lambda: _decode_parquet(train, test, view))
     classes, pictures = image_folders(folder)
-    key = ["images", {s: file_stamp(p for p, _ in rows) for s, rows in pictures.items()}, classes, image_size, channels]
+    key = ["images", {s: file_stamp(p for p, _ in rows) for s, rows in pictures.items()}, classes, astuple(view)]
 
     def build() -> Decoded:
-        decoder = _decoder(image_size, channels)
+        decoder = view.decoder()
         tensors: dict[str, Tensor] = {}
         for split, rows in pictures.items():
             tensors[f"{split}_images"] = decoder.stack((p, str(p)) for p, _ in rows)
@@ -297,12 +294,12 @@ def parquet_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return []
 
 
-def _decode_parquet(train: list[Path], test: list[Path], image_size: int | None, channels: int | None) -> Decoded:
+def _decode_parquet(train: list[Path], test: list[Path], view: View) -> Decoded:
     """Decodes local parquet files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    decoder = _decoder(image_size, channels)
+    decoder = view.decoder()
     tensors: dict[str, Tensor] = {}
     classes: tuple[str, ...] | None = None
     for split, files in (("train", train), ("test", test)):
@@ -360,12 +357,12 @@ def fetch_hub(hub: str, streaming: bool = False) -> dict[str, Any]:
     return {"train": splits["train"], "test": splits[test]}
 
 
-def _load_hub(hub: str, image_size: int | None, channels: int | None) -> Decoded:
+def _load_hub(hub: str, view: View) -> Decoded:
     """A dataset of the Hugging Face hub, decoded."""
     sources = fetch_hub(hub)
 
     def build() -> Decoded:
-        decoder = _decoder(image_size, channels)
+        decoder = view.decoder()
         tensors: dict[str, Tensor] = {}
         classes: tuple[str, ...] | None = None
         for split, source in sources.items():
@@ -377,7 +374,7 @@ def _load_hub(hub: str, image_size: int | None, channels: int | None) -> Decoded
             classes = classes or columns.classes
         return classes or _numbered(tensors["train_labels"]), tensors
 
-    return cached(["hub", hub, {s: d._fingerprint for s, d in sources.items()}, image_size, channels], build)
+    return cached(["hub", hub, {s: d._fingerprint for s, d in sources.items()}, astuple(view)], build)
 
 
 def _numbered(labels: Tensor) -> tuple[str, ...]:

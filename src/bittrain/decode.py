@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bitcore.errors import BitLabError
@@ -35,10 +35,13 @@ class Decoder:
     Attributes:
         size: Height and width; resizing is Pillow's bilinear filter, which is antialiased when it shrinks.
         channels: 1 (grey) or 3 (RGB).
+        center_crop: Share of the shorter side that a square cut from the centre keeps; 0 squeezes the whole picture
+            into ``size``. 0.875 is ImageNet's usual way for 224: the shorter side is resized to 256, then 224×224 cut.
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
+    center_crop: float = 0.0
     _resize: bool = False
 
     def __post_init__(self) -> None:
@@ -64,7 +67,8 @@ class Decoder:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 pixels = self.convert(image)
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise BitLabError(f"{where}: unreadable image ({error}); remove or replace it") from None
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise BitLabError(f"{where}: unreadable image ({reason}); remove or replace it") from None
         if self.size is None:
             self.size = (pixels.shape[1], pixels.shape[2])
         if pixels.shape[1:] != self.size:
@@ -84,10 +88,22 @@ class Decoder:
         if image.mode != mode:
             image = image.convert(mode)
         image.load()
-        if self._resize and self.size is not None and image.size != (self.size[1], self.size[0]):
-            image = image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR)
+        if self._resize and self.size is not None:
+            image = self._resized(image, self.size)
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The picture at a height and width; with `center_crop`, resized as a whole first and then cut."""
+        height, width = size
+        whole = (width, height)
+        if self.center_crop:
+            shorter, now = round(min(size) / self.center_crop), min(image.size)
+            whole = (shorter * image.width // now, shorter * image.height // now)
+        if image.size != whole:
+            image = image.resize(whole, Image.Resampling.BILINEAR)
+        left, top = (round((a - b) / 2) for a, b in zip(whole, (width, height), strict=True))
+        return image.crop((left, top, left + width, top + height)) if whole != (width, height) else image
 
     def stack(self, pictures: Iterable[tuple[bytes | Path, str]]) -> Tensor:
         """Decodes many pictures.
@@ -117,6 +133,27 @@ class Decoder:
         if not blocks:
             raise BitLabError("the dataset holds no images")
         return torch.cat(blocks)
+
+
+@dataclass(frozen=True)
+class View:
+    """What pictures are brought to when they are decoded; see `bittrain.data.load_dataset`."""
+
+    image_size: int | None = None
+    channels: int | None = None
+    center_crop: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if self.image_size is not None and self.image_size < 1:
+            raise BitLabError(f"image_size must be positive, not {self.image_size}")
+        if self.center_crop and self.image_size is None:
+            raise BitLabError("center_crop needs an image_size; set it, or center_crop to 0")
+
+    def decoder(self) -> Decoder:
+        """A decoder to square images."""
+        size = None if self.image_size is None else (self.image_size, self.image_size)
+        return Decoder(size, self.channels, self.center_crop)
 
 
 @dataclass(frozen=True)

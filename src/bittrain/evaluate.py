@@ -33,7 +33,8 @@ def _open_split(
     if isinstance(dataset, str):
         height, width = preprocessing.image_size
         size = height if height == width else None
-        dataset = open_dataset(dataset, size, preprocessing.channels, loading, workers)
+        crop = preprocessing.center_crop
+        dataset = open_dataset(dataset, size, preprocessing.channels, loading, workers, center_crop=crop)
     return dataset.split(split) if isinstance(dataset, ImageData) else dataset
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,8 +91,7 @@ def fit(
     """
     run_dir = Path(run_dir)
     checkpoint = _checkpoint(recipe, run_dir, resume)
-    if recipe.device == "gpu" and not torch.cuda.is_available():
-        raise BitLabError("device gpu: torch sees no GPU here; use device cpu or auto")
+    _check_hardware(recipe)
     if recipe.start_epoch >= recipe.epochs:
         raise BitLabError(f"start_epoch {recipe.start_epoch} leaves nothing to train of {recipe.epochs} epochs")
     with _surroundings(recipe):
@@ -110,7 +110,7 @@ def fit(
             "recipe": recipe.to_dict(),
         }
         model = build(recipe, shape, len(classes))
-        if recipe.init is not None:
+        if recipe.init is not None and checkpoint is None:
             start_from(model, recipe.init)
         distiller = _distiller(recipe, prepared, model)
         loader, watched = prepared.loaders(trainer.strategy.root_device, rank, processes)
@@ -120,7 +120,8 @@ def fit(
         if trainer.is_global_zero:
             recipe.dump(run_dir / "recipe.yaml")
             write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
+        with _clear_errors():
+            trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             if average and average[0].average:
                 model.load_state_dict(average[0].average)
@@ -133,6 +134,32 @@ def fit(
     return run_dir
 
 
+def _check_hardware(recipe: Recipe) -> None:
+    """Refuses what the machine cannot do, before anything else happens.
+
+    Raises:
+        BitLabError: Too few GPUs, an option that needs one where there is none, or another number of processes.
+    """
+    processes = recipe.devices * recipe.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ and (started := int(os.environ["WORLD_SIZE"])) != processes:
+        raise BitLabError(
+            f"torchrun started {started} processes, devices times num_nodes is {processes}; make it equal"
+        )
+    gpus = 0 if recipe.device == "cpu" else torch.cuda.device_count()
+    if recipe.device == "gpu" and not gpus:
+        raise BitLabError("device gpu: torch sees no GPU here; use device cpu or auto")
+    if gpus and recipe.devices > gpus:
+        raise BitLabError(f"devices {recipe.devices}: torch sees {gpus} GPUs here; set devices to at most {gpus}")
+    needs = {
+        "strategy fsdp": (recipe.strategy == "fsdp", "strategy ddp"),
+        "sync_batchnorm": (recipe.sync_batchnorm, "no sync_batchnorm"),
+        "precision 16": (recipe.precision == "16", "precision bf16"),
+    }
+    for option, (asked, instead) in needs.items():
+        if asked and not gpus:
+            raise BitLabError(f"{option} needs a GPU, and training is on the CPU here; use {instead}")
+
+
 def _as_asked(model: nn.Module, recipe: Recipe) -> nn.Module:
     """The model with its memory format, and compiled, in place."""
     if recipe.channels_last:
@@ -140,6 +167,22 @@ def _as_asked(model: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.compile:
         model.compile()
     return model
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Says in one line that another process or torch.compile failed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Connection closed by peer" in str(error):
+            raise BitLabError("another process of this training ended; its error is the one to look at") from None
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise BitLabError(
+            f"torch.compile failed ({reason}); on CPUs it needs a C++ compiler; or set no compile"
+        ) from None
 
 
 def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequence[str]) -> None:

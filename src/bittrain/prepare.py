@@ -8,8 +8,8 @@ import torch
 
 from bitcore.errors import BitLabError
 from bittrain.augment import Augment
-from bittrain.bigdata import open_dataset
-from bittrain.data import ImageData, Rows
+from bittrain.bigdata import at_size, open_dataset
+from bittrain.data import ImageData, Rows, Split, load_dataset
 from bittrain.loader import TestLoader, TrainLoader
 from bittrain.preprocessing import Preprocessing
 from bittrain.recipe import Recipe
@@ -78,15 +78,15 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
     if big and recipe.augment_copies:
         raise BitLabError("augment_copies needs loading memory; augment every image instead, and raise epochs")
 
-    def load(size: int | None) -> ImageData[Rows]:
-        part = (rank, processes)
-        return open_dataset(recipe.dataset, size, recipe.channels, recipe.loading, recipe.workers, recipe.seed, part)
-
-    first = (recipe.augment_size if big and recipe.augment else None) or recipe.image_size
-    data = load(first)
+    loading, part = (recipe.loading, recipe.workers, recipe.seed), (rank, processes)
+    data = open_dataset(recipe.dataset, recipe.image_size, recipe.channels, *loading, part, recipe.center_crop)
     train = source = data.train
-    if not big and recipe.augment and recipe.augment_size is not None:
-        source = load(recipe.augment_size).train
+    if recipe.augment and recipe.augment_size is not None:
+        whole = float(recipe.center_crop > 0)  # augmentations get all of the centre
+        if isinstance(train, Split):
+            source = load_dataset(recipe.dataset, recipe.augment_size, recipe.channels, whole).train
+        else:
+            train = source = at_size(train, recipe.augment_size, whole)
     watched = data.test
     if recipe.max_test_samples and recipe.max_test_samples < len(watched):
         watched = watched.take(torch.arange(recipe.max_test_samples))
@@ -97,7 +97,7 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
         order = order[: recipe.max_train_samples]
         held_out = int(len(order) * recipe.validation)
         if held_out:
-            watched = train.take(order[:held_out])
+            watched = data.train.take(order[:held_out])
         shared = source is train
         train = train.take(order[held_out:])
         source = train if shared else source.take(order[held_out:])
@@ -105,8 +105,8 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
         raise BitLabError("no images are left to train or to measure on; raise max_train_samples or max_test_samples")
     height, width = source.sample(1).shape[2:]
     augment = Augment(recipe.augment, (height, width)) if recipe.augment else None
-    size = (recipe.image_size, recipe.image_size) if recipe.image_size else data.shape[1:]
-    return Prepared(recipe, data, train, source, watched, data.preprocessing(recipe.normalization, size), augment)
+    preprocessing = data.preprocessing(recipe.normalization, recipe.center_crop)
+    return Prepared(recipe, data, train, source, watched, preprocessing, augment)
 
 
 def _rows(train: Rows, recipe: Recipe) -> int:

@@ -18,7 +18,7 @@ NORMALIZATIONS = ("dataset", "none", "pow2")
 class Preprocessing:
     """Turns uint8 pixels into floats: ``x = ((pixel & ~(2**drop_bits - 1)) / pixel_range - mean) / std``.
 
-    Resizing (antialiased bilinear) and the channel conversion happen before, when an image is decoded; their
+    Resizing (antialiased bilinear), cropping and the channel conversion happen before, when an image is decoded; their
     target is recorded here so that a firmware author knows the whole way from a picture to the network.
 
     Attributes:
@@ -28,6 +28,7 @@ class Preprocessing:
         std: One value a channel, same units.
         pixel_range: What a pixel is divided by: 255, or 256 where the result has to be a short binary fraction.
         drop_bits: How many low bits of a pixel are cleared first.
+        center_crop: Share of a picture's shorter side that the square cut from its centre has; 0: no cut.
     """
 
     image_size: tuple[int, int]
@@ -36,11 +37,14 @@ class Preprocessing:
     std: tuple[float, ...]
     pixel_range: float = 255.0
     drop_bits: int = 0
+    center_crop: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the values, which may come from a file."""
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise BitLabError(f"preprocessing needs one mean and one std for each of the {self.channels} channels")
+        if not 0 <= self.center_crop <= 1:
+            raise BitLabError("preprocessing needs a center_crop of 0 to 1")
         if min(self.std) <= 0 or self.pixel_range <= 0 or not 0 <= self.drop_bits < 8:
             raise BitLabError("preprocessing needs a positive std and pixel_range, and 0 to 7 dropped bits")
 

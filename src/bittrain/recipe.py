@@ -60,6 +60,13 @@ class Recipe:
     )
     workers: int = option(2, "Processes that decode, with loading disk or stream.", "Data", low=0, also=["-j"])
     image_size: int | None = option(None, "Height and width to resize to.", "Data", low=1, also=["--input-size"])
+    center_crop: float = option(
+        0.0,
+        "Share of a picture's shorter side that a square cut from its centre keeps, as 0.875; 0: squeezed, not cut.",
+        "Data",
+        low=0,
+        high=1,
+    )
     channels: int | None = option(None, "1 converts to grey, 3 to RGB.", "Data", low=1, high=3)
     normalization: str = option(
         "dataset",
@@ -202,7 +209,8 @@ class Recipe:
         except (OSError, UnicodeDecodeError) as error:
             raise BitLabError(f"cannot read the recipe {path}: {error}") from None
         except yaml.YAMLError as error:
-            raise BitLabError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from None
+            reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+            raise BitLabError(f"{path} is no valid YAML: {reason}") from None
         if not isinstance(values, dict):
             raise BitLabError(f"{path} is no recipe: it must hold lines of the form key: value")
         try:

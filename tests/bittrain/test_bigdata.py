@@ -16,7 +16,8 @@ import torch
 from bitcore.errors import BitLabError
 from bittrain.augment import Augment
 from bittrain.bigdata import StreamRows, open_dataset
-from bittrain.fit import fit
+from bittrain.evaluate import evaluate
+from bittrain.fit import fit, prepare, restore
 from bittrain.loader import TrainLoader
 from bittrain.prefetch import prefetch
 from bittrain.preprocessing import Preprocessing
@@ -31,13 +32,19 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
-def parquet(root: Path, count: int = 40, labels: list[int] | None = None, broken: int | None = None) -> Path:
+def parquet(
+    root: Path,
+    count: int = 40,
+    labels: list[int] | None = None,
+    broken: int | None = None,
+    size: tuple[int, int] = (8, 8),
+) -> Path:
     """Three training files and a test file, with class names."""
     root.mkdir(parents=True, exist_ok=True)
     features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     labels = labels or [i % 3 for i in range(count)]
-    cells = [{"bytes": b"x" if i == broken else encode(picture(i, (8, 8))), "path": None} for i in range(count)]
+    cells = [{"bytes": b"x" if i == broken else encode(picture(i, size)), "path": None} for i in range(count)]
     table = pa.table({"image": cells, "label": labels}).replace_schema_metadata(metadata)
     for part in range(3):
         first, end = part * count // 3, (part + 1) * count // 3
@@ -115,6 +122,46 @@ def test_training(tmp_path: Path, loading: str) -> None:
         with pytest.raises(BitLabError, match="validation holds images out, which a stream cannot"):
             fit(recipe.replace(validation=0.5), tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("loading", ["memory", "disk", "stream"])
+def test_the_middle_of_pictures(tmp_path: Path, loading: str) -> None:
+    """Measured, held out and not augmented: the middle. Augmented: the whole centre, larger. The model remembers it."""
+    folder = tmp_path / "x"
+    parquet(folder, size=(12, 9))
+    recipe = Recipe(
+        dataset=str(folder),
+        loading=loading,
+        model_options={"hidden_dims": [8]},
+        image_size=6,
+        center_crop=0.75,
+        validation=0.0 if loading == "stream" else 0.25,
+        epochs=1,
+        batch_size=8,
+        device="cpu",
+        tensorboard=False,
+        plots=False,
+    )
+    middle = open_dataset(str(folder), 6, center_crop=0.75)
+    whole = open_dataset(str(folder), 8, center_crop=1.0)
+    assert not torch.equal(middle.test.sample(), open_dataset(str(folder), 6).test.sample())
+
+    def pixels(images: torch.Tensor) -> set[bytes]:
+        return {image.numpy().tobytes() for image in images}
+
+    plain = prepare(recipe)
+    assert pixels(plain.watched.sample()) <= pixels((middle.test if loading == "stream" else middle.train).sample())
+    assert pixels(plain.train.sample()) <= pixels(middle.train.sample())
+    augmented = prepare(recipe.replace(augment=["resized-crop"], augment_size=8))
+    assert torch.equal(augmented.watched.sample(), plain.watched.sample())
+    assert pixels(augmented.source.sample()) <= pixels(whole.train.sample())
+    assert augmented.preprocessing == plain.preprocessing
+    run = fit(recipe.replace(augment=["resized-crop"], augment_size=8, validation=0), tmp_path / "run", progress=False)
+    model, extra = restore(run / "checkpoints" / "last.ckpt")
+    preprocessing = Preprocessing.from_dict(extra["preprocessing"])
+    assert preprocessing.center_crop == 0.75
+    found = evaluate(model, str(folder), preprocessing, loading=loading)
+    assert f"{found['accuracy']:.6f}" == (run / "metrics.csv").read_text().splitlines()[1].split(",")[5]
 
 
 @pytest.mark.parametrize("loading", ["disk", "stream"])

@@ -17,6 +17,7 @@ from PIL import Image
 from bitcore.errors import BitLabError
 from bittrain import cache, data
 from bittrain.data import KNOWN, load_dataset
+from bittrain.decode import Decoder
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10), mode: str = "L") -> Image.Image:
@@ -132,6 +133,24 @@ def test_image_folder_and_resizing_equal_pillow(tmp_path: Path, size: int | None
     pixels = torch.from_numpy(np.array(want))
     pixels = pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
     assert torch.equal(pets.train.images[4], pixels)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875, 0.5])
+@pytest.mark.parametrize("size", [(60, 40), (41, 64), (50, 50)])
+def test_center_crop(tmp_path: Path, size: tuple[int, int], crop: float) -> None:
+    """The whole picture keeps its proportions, the shorter side is 28 / crop pixels; then the middle is cut out."""
+    folder = image_folder(tmp_path / "pets")
+    want = picture(3, size, "RGB")
+    want.save(folder / "train" / "cat" / "0.png")
+    shorter = round(28 / crop)
+    width, height = (int(shorter * side / min(size)) for side in size)
+    pixels = np.array(want.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = round((height - 28) / 2), round((width - 28) / 2)
+    pixels = pixels[top : top + 28, left : left + 28].transpose(2, 0, 1)
+    assert torch.equal(load_dataset(str(folder), 28, None, crop).train.images[0], torch.from_numpy(pixels.copy()))
+    assert load_dataset("digits", 7, None, crop).shape == (1, 7, 7)
+    with pytest.raises(BitLabError, match="center_crop needs an image_size"):
+        load_dataset(str(folder), None, None, crop)
 
 
 def test_cache_is_used_and_follows_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +288,7 @@ def test_real_data(data_dir: Path, name: str) -> None:
         pytest.skip(f"no {name} in BITLAB_DATA")
     train = sorted((data_dir / name).glob("test-*.parquet"))[0]
     row = pq.ParquetFile(train).read_row_group(0).slice(7, 1).to_pylist()[0]
-    decoder = data.Decoder((16, 16))
+    decoder = Decoder((16, 16))
     got = decoder(row["image"]["bytes"], "row 7")
     with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
         want = np.asarray(image.resize((16, 16), Image.Resampling.BILINEAR))

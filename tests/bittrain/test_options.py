@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 from torch import Tensor, nn
 
@@ -235,7 +236,25 @@ def test_init_takes_the_twin_s_weights(tmp_path: Path) -> None:
     other = build_model(RECIPE.replace(model_options=["hidden_dims=[8]"]), (1, 8, 8), 10)
     with pytest.raises(BitLabError, match=r"another model: fc1.weight is \[16, 64\], not \[8, 64\]"):
         start_from(other, twin)
-    fit(RECIPE.replace(init=str(twin), epochs=1), tmp_path / "run", progress=False)
+    with pytest.raises(BitLabError, match="may be packed; give the run's folder"):
+        start_from(other, twin / "model.safetensors")
+
+
+def test_init_resumes_exactly_and_without_the_run_it_began_with(tmp_path: Path) -> None:
+    twin = fit(RECIPE.replace(quant=None), tmp_path / "twin", progress=False)
+    recipe = RECIPE.replace(quant="lsq-4", init=str(twin), checkpoint_steps=3)
+    whole = fit(recipe, tmp_path / "whole", progress=False)
+
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 5:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        fit(recipe, tmp_path / "run", progress=False, callbacks=[Stop()])
+    twin.rename(tmp_path / "away")
+    run = fit(recipe, tmp_path / "run", resume=True, progress=False)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_memory_format_determinism_and_precision_train(tmp_path: Path) -> None:
@@ -249,6 +268,63 @@ def test_memory_format_determinism_and_precision_train(tmp_path: Path) -> None:
         if w.ndim == 4
     )
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device gpu: torch sees no GPU here; use device cpu or auto"),
+        ({"strategy": "fsdp", "devices": 2}, "strategy fsdp needs a GPU, .*; use strategy ddp"),
+        ({"sync_batchnorm": True}, "sync_batchnorm needs a GPU"),
+        ({"precision": "16"}, "precision 16 needs a GPU, .*; use precision bf16"),
+    ],
+)
+def test_what_needs_a_gpu(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(BitLabError, match=message):
+        fit(RECIPE.replace(**{"device": "auto", **options}), tmp_path / "run", progress=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(BitLabError, match="devices 3: torch sees 2 GPUs here; set devices to at most 2"):
+        fit(RECIPE.replace(device="gpu", devices=3), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_number_of_processes_must_be_that_of_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    with pytest.raises(BitLabError, match="started 2 processes, devices times num_nodes is 1; make it equal"):
+        fit(RECIPE, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in tracing
+def test_compiled_training(tmp_path: Path) -> None:
+    """The compiled step is the plain one but for the order of sums; what is saved is no compiled model."""
+    recipe = RECIPE.replace(quant="w8a8", epochs=1, checkpoint_steps=0)
+    runs = [fit(recipe.replace(compile=on), tmp_path / str(on), progress=False) for on in (False, True)]
+    plain, compiled = (load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs)
+    assert plain.keys() == compiled.keys()
+    assert all(torch.allclose(value.float(), compiled[name].float(), atol=1e-3) for name, value in plain.items())
+    assert [r["val_accuracy"] for r in rows(runs[0])] == [r["val_accuracy"] for r in rows(runs[1])]
+
+
+def test_errors_from_within_torch(tmp_path: Path) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def fails_with(error: Exception, message: str | None) -> None:
+        class Failing(nn.Linear):
+            def forward(self, input: Tensor) -> Tensor:
+                raise error
+
+        folder = tmp_path / type(error).__name__ / str(message)
+        with pytest.raises(BitLabError if message else type(error), match=message):
+            fit(RECIPE, folder, progress=False, build=lambda *_: Failing(64, 10))
+
+    fails_with(InvalidCxxCompiler(), r"torch.compile failed \(.*\); on CPUs it needs a C\+\+ compiler")
+    fails_with(RuntimeError("[gloo/pair.cc:553] Connection closed by peer"), "another process of this training ended")
+    fails_with(RuntimeError("anything else"), None)
 
 
 def test_confusion_counts() -> None:

@@ -84,8 +84,10 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
         loading="disk" if stages > 1 and recipe.loading == "stream" else recipe.loading,  # streams pause when they end
         **({"image_size": 32, "augment_size": 40} if recipe.dataset == "imagenet" else {}),
     )
-    if recipe.teacher is not None:
-        tiny = tiny.replace(teacher=str(fit(tiny.full_precision(), tmp_path / "twin", progress=False)))
+    others = [name for name in ("teacher", "init") if getattr(recipe, name) is not None]
+    if others:
+        twin = fit(tiny.full_precision().replace(init=None), tmp_path / "twin", progress=False)
+        tiny = tiny.replace(**dict.fromkeys(others, str(twin)))
     run = fit(tiny, tmp_path / "run", progress=False)
     assert (run / "model.safetensors").is_file()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

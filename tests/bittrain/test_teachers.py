@@ -15,30 +15,20 @@ from bitcore.errors import BitLabError
 from bittrain.data import load_dataset
 from bittrain.fit import fit
 from bittrain.preprocessing import Preprocessing
-from bittrain.recipe import Recipe
 from bittrain.teachers import Renormalized, load_teacher
 
-RECIPE = Recipe(
-    model_options={"hidden_dims": [16]},
-    epochs=1,
-    batch_size=16,
-    max_train_samples=64,
-    max_test_samples=50,
-    device="cpu",
-    tensorboard=False,
-    plots=False,
-)
+from .test_options import RECIPE
 
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained float twin."""
-    return fit(RECIPE.replace(quant=None), tmp_path_factory.mktemp("twin") / "run", progress=False)
+    return fit(RECIPE.replace(quant=None, epochs=1), tmp_path_factory.mktemp("twin") / "run", progress=False)
 
 
 def test_a_twin_teaches(twin: Path, tmp_path: Path) -> None:
     for i, teacher in enumerate((twin, twin / "checkpoints" / "best.ckpt", twin / "model.safetensors")):
-        recipe = RECIPE.replace(teacher=str(teacher), kd_alpha=0.7, hint_weight=0.1, hint_layers=["relu1"])
+        recipe = RECIPE.replace(epochs=1, teacher=str(teacher), kd_alpha=0.7, hint_weight=0.1, hint_layers=["relu1"])
         assert (fit(recipe, tmp_path / str(i), progress=False) / "model.safetensors").is_file()
 
 
