@@ -41,7 +41,7 @@ from bitcore.graph.ops import (
 )
 from bitcore.graph.passes import bring_together, eliminate_dead
 from bitcore.graph.thresholds import find_thresholds
-from bitcore.graph.types import INT32, IntTensor, narrow
+from bitcore.graph.types import INT32, narrow
 from bitcore.graph.values import Function, Value
 from bitcore.quantizers import SCALERS, FromValues, Quantizer
 
@@ -194,13 +194,13 @@ class GraphBuilder(NodeBuilder):
         """
         if x.node is None:
             raise self.error("an operation on the unquantized input; put a bit layer before it")
-        if x.step is not None and (step is None or (step == x.step and _magnitude(x.type) * step <= x.span)):
+        if x.step is not None and (step is None or (step == x.step and x.type.largest * step <= x.span)):
             return x
         if x.function is not None:
             return self._materialize_function(x, step)
         low, high = x.bounds
         if step is None:
-            step = max(power_of_two_above(x.largest / _GRID), _resolution(x))
+            step = max(power_of_two_above(x.largest / _GRID), x.resolution)
         limits = math.floor(low / step), math.ceil(high / step)
         name = self._free(f"{x.layer}.grid" if x.pending else x.layer)  # what is pending has the layer's own name
         return self._append(x, name, self._requantize(x, step, *limits), step)
@@ -245,7 +245,7 @@ class GraphBuilder(NodeBuilder):
 
     def _joined(self, op: Op, x: Sequence[Value], needed: float, span: float) -> Value:
         """Adds an operation on one grid: exact for all operands, or as coarse as one that is on a grid."""
-        resolution = min(_resolution(value) for value in x)
+        resolution = min(value.resolution for value in x)
         steps = [resolution] if resolution else [value.step or 0 for value in x]
         step = max(*steps, power_of_two_above(needed / _SUM))
         sources = [self.materialize(value, step).node for value in x]
@@ -317,7 +317,7 @@ class GraphBuilder(NodeBuilder):
         for name, op in x.pending:
             node = self._add(name, op, x.node)
             if isinstance(op, Flatten):
-                x = _flattened(x)
+                x = x.flattened()
             x = replace(x, node=node.name, type=node.type)
         return replace(x, pending=())
 
@@ -382,34 +382,12 @@ class GraphBuilder(NodeBuilder):
         x = self._resolved(x)
         scale = float(x.scale[0])
         if np.any(x.scale != scale) or scale <= 0 or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
-            ends = np.abs(x.scale) * max(-x.type.low, x.type.high) + np.abs(x.offset)
-            scale = max(power_of_two_above(float(ends.max()) / _OUTPUT), _resolution(x))
+            ends = np.abs(x.scale) * x.type.largest + np.abs(x.offset)
+            scale = max(power_of_two_above(float(ends.max()) / _OUTPUT), x.resolution)
             low, high = (int(np.clip(v / scale, *INT32)) for v in (x.low, x.high))
             self._add("output", self._requantize(x, scale, low, high, OUTPUT_BITS), x.node)
         graph = Graph(self._input, tuple(self._nodes.values()), None if x.relative else scale, info)
         return bring_together(eliminate_dead(graph))
-
-
-def _magnitude(kind: IntTensor) -> int:
-    return max(abs(kind.low), abs(kind.high))
-
-
-def _resolution(x: Value) -> float:
-    """What the integers resolve: the least scale where all are powers of two (shifts are exact then), else 0."""
-    scales = np.abs(x.scale)
-    return float(scales.min()) if is_power_of_two(scales) and not np.any(x.offset) and x.function is None else 0.0
-
-
-def _flattened(x: Value) -> Value:
-    """The value behind a flattening: parameters per channel become parameters per element."""
-    shape, inner = x.type.shape, x.real
-    repeat = x.type.size // shape[0]
-    return replace(
-        x,
-        scale=np.repeat(x.scale, repeat) if x.scale.size > 1 else x.scale,
-        offset=np.repeat(x.offset, repeat) if x.offset.size > 1 else x.offset,
-        real=lambda v: inner(v.unflatten(1, shape)).flatten(1),
-    )
 
 
 def _round_to_int(limit: float, fmt: NumberFormat, shift: int) -> int:

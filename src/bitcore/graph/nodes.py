@@ -67,8 +67,7 @@ class NodeBuilder:
         if np.abs(ratio).max() >= 2**31:
             raise self.error(problem)
         multiplier, bias, shift = rescaling(ratio, offset, (low + high) / 2, bits)
-        largest = max(abs(x.type.low), abs(x.type.high))
-        if int(np.abs(multiplier).max()) * largest + float(np.abs(bias).max()) >= 2**62:
+        if int(np.abs(multiplier).max()) * x.type.largest + float(np.abs(bias).max()) >= 2**62:
             raise self.error(problem)
         return Requantize(*shared(multiplier, bias.astype(np.int64), shift), low=low, high=high)
 

@@ -360,8 +360,7 @@ OPS: dict[str, type[Op]] = {
 def _accumulator(source: IntTensor, levels: Ints, bias: Ints, shape: tuple[int, ...]) -> IntTensor:
     """Bounds of sums of products. Partial sums count too: in any order they stay within the sum of magnitudes."""
     rows = levels.reshape(levels.shape[0], -1)
-    largest = max(abs(source.low), abs(source.high))
-    magnitude = int((np.abs(rows).sum(axis=1) * largest + np.abs(bias)).max())
+    magnitude = int((np.abs(rows).sum(axis=1) * source.largest + np.abs(bias)).max())
     if magnitude > INT32[1]:
         return IntTensor(shape, -magnitude, magnitude)  # raises
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)

@@ -34,7 +34,7 @@ def find_thresholds(x: Value, quantizer: Quantizer, shift: int) -> Threshold:
         real = x.real(signed.reshape(*signed.shape, *ones))
         return quantizer.quantize(real).levels.flatten(1)[:, :channels].T.double()
 
-    limit = max(abs(x.type.low), abs(x.type.high)) + 1
+    limit = x.type.largest + 1
     below = torch.full((channels, len(ordered)), -limit, dtype=torch.int64)
     above = torch.full_like(below, limit)
     while int((above - below).max()) > 1:

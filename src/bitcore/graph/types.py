@@ -46,6 +46,11 @@ class IntTensor:
         return math.prod(self.shape)
 
     @property
+    def largest(self) -> int:
+        """Largest possible magnitude."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
     def item_bytes(self) -> int:
         """Bytes of one element in its storage type."""
         return _BYTES[self.storage]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitcore.graph.fixed_point import Reals
+from bitcore.graph.fixed_point import Reals, is_power_of_two
 from bitcore.graph.ops import Op
 from bitcore.graph.types import IntTensor
 
@@ -74,6 +74,17 @@ class Value:
         """Returns the value, expected to be no larger than ``span`` (which says nothing of what `function` takes)."""
         return self if self.function is not None else replace(self, span=min(self.span, span))
 
+    def flattened(self) -> Value:
+        """Returns the value behind a flattening: parameters per channel become parameters per element."""
+        shape, inner = self.type.shape, self.real
+        repeat = self.type.size // shape[0]
+        return replace(
+            self,
+            scale=np.repeat(self.scale, repeat) if self.scale.size > 1 else self.scale,
+            offset=np.repeat(self.offset, repeat) if self.offset.size > 1 else self.offset,
+            real=lambda v: inner(v.unflatten(1, shape)).flatten(1),
+        )
+
     @property
     def shape(self) -> tuple[int, ...]:
         """One sample's shape, behind all that is pending."""
@@ -93,6 +104,13 @@ class Value:
     def largest(self) -> float:
         """The largest magnitude within `bounds`."""
         return max(map(abs, self.bounds))
+
+    @property
+    def resolution(self) -> float:
+        """What the integers resolve: the least scale where all are powers of two (shifts are exact then), else 0."""
+        scales = np.abs(self.scale)
+        exact = is_power_of_two(scales) and not np.any(self.offset) and self.function is None
+        return float(scales.min()) if exact else 0.0
 
     @property
     def step(self) -> float | None:

@@ -110,8 +110,8 @@ class LearnedPlus(Learned):
     ``x − β``: by the step ``level − (x/step − z)`` inside the range, else the outer level; by β 0 inside, else 1. Both
     are scaled as in LSQ. Weights have no offset, as in the paper.
 
-    Weights start from ``max(|mean − 3 std|, |mean + 3 std|) / high`` (section 4.2), activations from the step and the
-    offset with the least squared error on the first batch (eq. 6).
+    Weights start from ``max(|mean − 3 std|, |mean + 3 std|) / (high + 1)`` (section 4.2, where ``high + 1`` is
+    2^(b−1)), activations from the step and the offset with the least squared error on the first batch (eq. 6).
     """
 
     beta: nn.Parameter | None
@@ -127,7 +127,7 @@ class LearnedPlus(Learned):
             return rows.mean(1, keepdim=True).abs() + 3 * rows.std(1, correction=0, keepdim=True)
 
         if self.beta is None:
-            return (self.granularity.each(three_deviations, x) / fmt.high).clamp_min(1e-8)
+            return (self.granularity.each(three_deviations, x) / (fmt.high + 1)).clamp_min(1e-8)
         step, shift = shifted_mse(x.flatten()[:: -(-x.numel() // _SAMPLE)], fmt)
         self.beta.copy_(torch.where(self.batches == 0, step * shift, self.beta))
         return step

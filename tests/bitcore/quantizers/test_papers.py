@@ -129,7 +129,7 @@ def test_starting_points_of_learned_weights():
     torch.testing.assert_close(lsq[:, 0], 2 * w.abs().mean(1) / math.sqrt(7))
     plus = weight_quantizer(config.replace(weight_scale="learned_plus")).scale(w)
     mean, std = w.mean(1), w.std(1, correction=0)
-    expected = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 7
+    expected = torch.maximum((mean - 3 * std).abs(), (mean + 3 * std).abs()) / 8
     torch.testing.assert_close(plus[:, 0], expected)
 
 
