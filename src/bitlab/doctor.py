@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitcore.config import FLOAT
+from bitcore.engine.convolution import EngineConv2d, Geometry
 from bitcore.formats import FORMATS, NumberFormat
+from bitcore.graph import Conv2d
+from bitcore.graph.ops import Ints
 from bitcore.kernels import Kernel, KernelRegistry
 from bitcore.kernels.machine import last_level_cache
 from bitcore.kernels.native import ISA_VARIABLE, built_sets, library, usable_sets
@@ -49,30 +54,51 @@ def examine() -> dict[str, Any]:
 def _examine_kernel(kernel: Kernel) -> dict[str, Any]:
     found: dict[str, Any] = {"name": kernel.name, "op": kernel.op, "available": kernel.available(), "failed": []}
     start, found["tested"] = time.perf_counter(), 0
-    if kernel.op == "linear" and found["available"]:
-        for fmt in FORMATS.values():
-            for activation in _ACTIVATIONS:
-                if kernel.supports(fmt.name, activation, "cpu"):
-                    found["tested"] += 1
-                    if not linear_is_right(kernel, fmt, activation):
-                        found["failed"].append(f"{fmt.name} × {activation}")
+    for fmt in FORMATS.values() if found["available"] else ():
+        for activation in (*_ACTIVATIONS, FLOAT):
+            if kernel.supports(fmt.name, activation, "cpu"):
+                found["tested"] += 1
+                if not _TESTS[kernel.op](kernel, fmt, activation):
+                    found["failed"].append(f"{fmt.name} × {activation}")
     found["seconds"] = round(time.perf_counter() - start, 3)
     return found
 
 
-def linear_is_right(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
-    """Whether a product of 3 × 37 activations and 70 × 37 weights, extreme ones too, is that of plain int64."""
+def _draw(fmt: NumberFormat, activation: str, inputs: Sequence[int], weights: Sequence[int]) -> tuple[Tensor, Ints]:
+    """Returns activations (of float32: integers, whose sums are exact in any order) and levels, extreme ones too."""
     draw = np.random.default_rng(0)
-    info = np.iinfo(activation)
-    x = draw.integers(info.min, info.max, (3, 37), endpoint=True).astype(info.dtype)
-    x[0], levels = info.max, draw.choice(fmt.levels, (70, 37))
-    levels[0], levels[1] = fmt.high, fmt.low
+    info = np.iinfo(np.int8 if activation == FLOAT else activation)
+    x, levels = draw.integers(info.min, info.max, inputs, endpoint=True), draw.choice(fmt.levels, weights)
+    x[0], levels[0], levels[1] = info.max, fmt.high, fmt.low
+    return torch.from_numpy(x.astype(activation)), levels
+
+
+def linear_is_right(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
+    """Whether a product of 3 × 37 activations and 70 × 37 weights is that of plain int64."""
+    x, levels = _draw(fmt, activation, (3, 37), (70, 37))
     weight = QTensor(torch.from_numpy(levels).float(), torch.ones(()), fmt).pack()
     try:
-        y = kernel(torch.from_numpy(x), kernel.prepare(weight, activation), weight).numpy()
+        y = kernel(x, kernel.prepare(weight, activation), weight)
     except (ValueError, RuntimeError):
         return False
-    return np.array_equal(y, x.astype(np.int64) @ levels.T)
+    return np.array_equal(y.numpy(), x.numpy().astype(np.int64) @ levels.T)
+
+
+def conv2d_is_right(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
+    """Whether a padded 3 × 3 convolution of 2 × 5 × 4 × 5 activations to 70 channels is that of plain int64."""
+    x, levels = _draw(fmt, activation, (2, 5, 4, 5), (70, 5, 3, 3))
+    weight = QTensor(torch.from_numpy(levels).float(), torch.ones(()), fmt).pack()
+    assert isinstance(kernel, EngineConv2d)
+    geometry = Geometry(tuple(levels.shape), (1, 1), (1, 1), (1, 1), 1)
+    try:
+        y = kernel(x, kernel.prepare(weight, activation, geometry), weight, activation, geometry)
+    except (ValueError, RuntimeError):
+        return False
+    op = Conv2d(levels, fmt.name, np.zeros(1, np.int64), (1, 1), (1, 1), (1, 1), 1)
+    return np.array_equal(y.numpy(), op.reference(x.numpy().astype(np.int64)))
+
+
+_TESTS = {"linear": linear_is_right, "conv2d": conv2d_is_right}
 
 
 def _grouped(chosen: dict[str, str]) -> dict[str, list[str]]:
@@ -96,8 +122,6 @@ def show(result: dict[str, Any]) -> None:
             state = f"[bold red]WRONG[/]: {', '.join(kernel['failed'])}"
         elif kernel["tested"]:
             state = f"[green]right[/] on {kernel['tested']} products"
-        elif kernel["available"]:
-            state = "available"
         rows.append((kernel["name"], kernel["op"], state))
     console.show_table("Kernels", ("kernel", "operation", "state"), rows)
     rows = [

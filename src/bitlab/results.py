@@ -14,6 +14,7 @@ from typing import Any
 
 from bitcore.config import FLOAT
 from bitcore.files import write_atomically
+from bitexport.targets.c.target import Manifest
 from bitlab.footprint import layer_footprints, totals
 from bitlab.measure import measure_export
 from bitlab.pages import with_table
@@ -22,7 +23,15 @@ from bitlab.pipeline import Checkpoint, export, make_graph, measure, open_checkp
 Row = Callable[[dict[str, Any]], Sequence[Sequence[str]]]
 
 
-def publish(run: Path, twin: Path, folder: Path, chips: Sequence[str] = (), samples: int = 20) -> Path:
+def publish(
+    run: Path,
+    twin: Path,
+    folder: Path,
+    chips: Sequence[str] = (),
+    samples: int = 20,
+    target: str = "c",
+    compared: int | None = None,
+) -> Path:
     """Measures a finished run on its whole test set and writes ``folder/NAME.json``.
 
     Where the network has an integer graph, every output of its C code is compared with the interpreter's. A network of
@@ -32,8 +41,11 @@ def publish(run: Path, twin: Path, folder: Path, chips: Sequence[str] = (), samp
         run: The run's folder.
         twin: The folder of its full-precision twin.
         folder: Where the results are kept.
-        chips: Microcontrollers to measure it on, in their emulators.
+        chips: Microcontrollers to measure it on, in their emulators; ``NAME:flash`` and ``NAME:speed`` choose the
+            runtime, see `bitexport.targets.CTarget`.
         samples: Images that each of them runs.
+        target: What is compared with the interpreter, ``c`` or ``engine``: C is slow on large networks.
+        compared: Compare only so many images.
 
     Returns:
         The file.
@@ -57,14 +69,16 @@ def publish(run: Path, twin: Path, folder: Path, chips: Sequence[str] = (), samp
         "activations": sorted({layer.activations for layer in layers}),
         "sizes": {"weights": sum(layer.bytes for layer in layers)},
     }
+    accuracy = {
+        "float": measure(open_checkpoint(twin))["accuracy"],
+        "fake_quantized": measure(checkpoint)["accuracy"],
+    }
     if FLOAT in result["activations"]:
-        accuracy = {
-            "float": measure(open_checkpoint(twin))["accuracy"],
-            "fake_quantized": measure(checkpoint)["accuracy"],
-        }
         result |= {"dataset": checkpoint.extra["dataset"], "accuracy": accuracy, "mismatches": None}
     else:
-        result |= {"sizes": totals(make_graph(checkpoint)).to_dict(), **verify(run, twin).to_dict()}
+        report = verify(run, max_samples=compared, target=target).to_dict()
+        result |= {"sizes": totals(make_graph(checkpoint)).to_dict(), **report, "compared_with": target}
+        result["accuracy"] = accuracy if compared else report["accuracy"] | accuracy
     result["chips"] = [_on_chip(checkpoint, chip, samples) for chip in chips]
     path = folder / f"{recipe['name']}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")
@@ -72,10 +86,11 @@ def publish(run: Path, twin: Path, folder: Path, chips: Sequence[str] = (), samp
 
 
 def _on_chip(checkpoint: Checkpoint, chip: str, samples: int) -> dict[str, Any]:
+    name, _, runtime = chip.partition(":")
     with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
         out = Path(folder) / "network"
-        export(checkpoint, out, "network", chip)
-        return measure_export(out, chip, samples=samples)
+        artifact, _ = export(checkpoint, out, "network", name, runtime or None)
+        return {"runtime": Manifest.load(artifact.folder).optimize, **measure_export(out, name, samples=samples)}
 
 
 def _seconds(metrics: Path) -> int:
@@ -110,13 +125,12 @@ def _table(title: str, columns: Sequence[str], rows: Row, results: Sequence[dict
 
 _COLUMNS = (
     "recipe", "epochs", "weights", "activations", "weight bytes",
-    "float twin", "quantized", "C", "mismatches, interpreter – C",
+    "float twin", "quantized", "integers", "interpreter against",
 )  # fmt: skip
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     share = result["accuracy"]
-    mismatches = "–" if result["mismatches"] is None else f"{result['mismatches']} of {result['samples']:,} images"
     return [
         (
             _run(result),
@@ -126,28 +140,30 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
             f"{result['sizes']['weights']:,}",
             _percent(share["float"]),
             _percent(share["fake_quantized"]),
-            _percent(share.get("c")),
-            mismatches,
+            _percent(share.get("integer")),
+            "–" if result["mismatches"] is None else _mismatches(result),
         )
     ]
 
 
-_CHIP_COLUMNS = ("recipe", "float twin", "C", "mismatches, interpreter – C", "chip", "flash", "RAM", "a run")
+def _mismatches(result: dict[str, Any]) -> str:
+    name = {"c": "C", "engine": "engine"}[result.get("compared_with", "c")]
+    return f"{name}: {result['mismatches']} of {result['samples']:,} images differ"
+
+
+_CHIP_COLUMNS = ("recipe", "integers", "chip", "runtime", "flash", "RAM", "a run")
 
 
 def _chip_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     share = result["accuracy"]
-    network = (
-        _run(result),
-        _percent(share["float"]),
-        _percent(share["c"]),
-        f"{result['mismatches']} of {result['samples']:,} images",
-    )
+    network = _run(result), _percent(share.get("integer"))
     rows = []
     for chip in result["chips"]:
         counter = next(unit for unit in ("instructions", "cycles") if unit in chip)
         run = f"{chip[counter]:,} {counter}"
-        rows.append((*network, f"{chip['chip']} ({chip['target']})", f"{chip['flash']:,}", f"{chip['ram']:,}", run))
+        runtime = "compact" if chip.get("runtime") == "flash" else "fast"
+        sizes = f"{chip['flash']:,}", f"{chip['ram']:,}"
+        rows.append((*network, f"{chip['chip']} ({chip['target']})", runtime, *sizes, run))
     return rows
 
 

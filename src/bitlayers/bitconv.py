@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitcore.config import BitQuantConfig
+from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.engine.convolution import Geometry, convolve, make_tiles
 from bitcore.graph import Conv2d, GraphBuilder, Value
+from bitcore.kernels import KernelRegistry
 from bitcore.quantizers import PackedTensor, QTensor
 from bitlayers.base import BitLayer
 
@@ -44,6 +45,12 @@ class _BitConv(BitLayer):
         """Returns the convolution, plus ``bias``; padding as the layer's ``padding_mode`` says."""
         return self._conv_forward(x, weight, bias)  # type: ignore[operator]
 
+    def machine_layout(self, weight: PackedTensor) -> Tensor | None:
+        """For float activations: torch computes the convolution, but the machine's layout is decoded faster."""
+        if self.activation_quantizer is not None or not weight.uniform:
+            return None
+        return KernelRegistry.rearrange(weight, FLOAT)
+
     def accumulator_dtype(self, largest: int) -> torch.dtype:
         # Where oneDNN does not serve, float32 may go to NNPACK, whose Winograd transform rounds.
         onednn = _HAS_ONEDNN and torch.backends.mkldnn.enabled
@@ -74,7 +81,8 @@ class BitConv2d(_BitConv, nn.Conv2d):
     """
 
     token_dims = 3
-    tiles: Tensor | None  # the packed weight as kernels read it
+    tiles: Tensor | None  # the packed weight as kernels read it,
+    _geometry: Geometry | None = None  # and what else they know
 
     def _init_quantization(self, config: BitQuantConfig | None) -> None:
         super()._init_quantization(config)
@@ -90,7 +98,7 @@ class BitConv2d(_BitConv, nn.Conv2d):
 
     def _to_machine(self) -> None:
         super()._to_machine()
-        geometry = self.geometry()
+        geometry = self._geometry = self.geometry()
         if self.packed_weight is not None and self.activation_quantizer is not None and geometry is not None:
             self.tiles = make_tiles(self.packed_tensor(), self.activation_quantizer.format.name, geometry)
 
@@ -105,10 +113,10 @@ class BitConv2d(_BitConv, nn.Conv2d):
 
     def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
         """As in `BitLayer`; packed weights run on the engine's kernels where there are some."""
-        geometry = self.geometry()
-        if self.tiles is None or geometry is None or isinstance(x, Tensor) or x.levels.ndim != 4 or x.shift is not None:
+        tiles, geometry = self.tiles, self._geometry
+        if tiles is None or geometry is None or isinstance(x, Tensor) or x.levels.ndim != 4 or x.shift is not None:
             return super().accumulate(x, weight)
-        sums = convolve(x.integers(), self.tiles, weight.format.name, x.format.name, geometry)
+        sums = convolve(x.integers(), tiles, weight.format.name, x.format.name, geometry)
         # In memory as torch's convolution leaves it: what reads a map next, such as a mean, adds in that order.
         last = x.levels.is_contiguous(memory_format=torch.channels_last) and not x.levels.is_contiguous()
         return sums if last else sums.contiguous()

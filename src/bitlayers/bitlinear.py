@@ -14,6 +14,7 @@ from bitcore.errors import BitLabError
 from bitcore.graph import GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
 from bitcore.kernels.machine import count_weights
+from bitcore.kernels.real import multiply_levels
 from bitcore.kernels.simd import FusedLinear, quantizes, traced
 from bitcore.quantizers import FromValues, PackedTensor, QTensor
 from bitlayers.base import BitLayer
@@ -62,14 +63,11 @@ class BitLinear(BitLayer, nn.Linear):
         count_weights(self, self.in_features * self.out_features)
 
     def machine_layout(self, weight: PackedTensor) -> Tensor | None:  # noqa: D102
-        if self.activation_quantizer is None or not weight.uniform or not self._fits_int32(weight):
+        quantizer = self.activation_quantizer
+        if not weight.uniform or (quantizer is not None and not self._fits_int32(weight)):
             return None
-        activation = self.activation_quantizer.format.name
-        kernel = KernelRegistry.find("linear", weight.format.name, activation, weight.data.device.type)
-        try:
-            return kernel.prepare(weight, activation) if kernel.rearranges else None
-        except ValueError:  # bytes that hold no codes; who reads them will be told
-            return None
+        activation = FLOAT if quantizer is None else quantizer.format.name
+        return KernelRegistry.rearrange(weight, activation)
 
     def _to_machine(self) -> None:
         super()._to_machine()
@@ -131,7 +129,7 @@ class BitLinear(BitLayer, nn.Linear):
     def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
         """As in `BitLayer`; packed weights run on the best kernel of this machine."""
         if not isinstance(weight, PackedTensor):
-            return super().accumulate(x, weight)
+            return multiply_levels(x, weight.levels) if isinstance(x, Tensor) else super().accumulate(x, weight)
         features = x.shape[-1] if isinstance(x, Tensor) else x.levels.shape[-1]
         self._check_features(features)
         if not isinstance(x, Tensor) and features * x.format.largest * weight.format.largest >= _INT32:

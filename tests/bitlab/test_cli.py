@@ -94,7 +94,11 @@ def test_train_evaluate_export_verify_info(run, tmp_path):
     code, text, _ = run("export", folder, "--out", c, "--name", "tiny", "--json")
     assert code == 0 and 6464 / 5 < json.loads(text)["sizes"]["weights"] < 6464 / 4
 
-    for path in (folder, c, folder / "checkpoints" / "last.ckpt"):
+    small = tmp_path / "small"
+    code, text, _ = run("export", folder, "--out", small, "--optimize", "flash", "--json")
+    assert code == 0 and json.loads(text)["optimize"] == "flash"
+
+    for path in (folder, c, small, folder / "checkpoints" / "last.ckpt"):
         code, text, _ = run("verify", path, "--json")
         report = json.loads(text)
         assert code == 0 and report["mismatches"] == 0 and report["accuracy"]["c"] == trained["accuracy"]
@@ -239,7 +243,10 @@ def test_publish_and_the_table(tmp_path, trained):
     assert result["mismatches"] == 0 and result["seed"] == 0 and result["sizes"]["weights"] == 3232
     table = results_tables(tmp_path / "results")
     assert "digits-mlp" in table and "3,232" in table and f"{100 * result['accuracy']['c']:.2f} %" in table
+    assert f"C: 0 of {result['samples']} images differ" in table
     assert with_table(f"a\n{BEGIN}\nold\n{END}\nb", table) == f"a\n{BEGIN}\n{table}\n{END}\nb"
+    publish(trained, trained, tmp_path / "results", target="engine", compared=7)
+    assert "engine: 0 of 7 images differ" in results_tables(tmp_path / "results")
 
 
 def test_the_readme_shows_the_committed_results():

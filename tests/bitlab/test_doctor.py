@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 from typer.testing import CliRunner
 
+from bitcore.engine.convolution import EngineConv2d
 from bitcore.kernels import KernelRegistry
 from bitcore.kernels.native import usable_sets
 from bitlab import bench, rivals
@@ -21,7 +22,8 @@ def test_this_machine_is_healthy():
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0
     found = json.loads(result.output)
-    assert found["healthy"] and all(k["tested"] for k in found["kernels"] if k["available"] and k["op"] == "linear")
+    assert found["healthy"] and all(k["tested"] for k in found["kernels"] if k["available"])
+    assert {"linear", "conv2d"} <= {k["op"] for k in found["kernels"] if k["available"]}
     assert "Used for linear layers" in CliRunner().invoke(app, ["doctor"]).output
 
 
@@ -32,6 +34,11 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch):
     result = examine()
     failed = {k["name"]: k["failed"] for k in result["kernels"] if k["failed"]}
     assert not result["healthy"] and failed[kernel.name] == ["nf4 × int8", "nf4 × uint8"]
+    monkeypatch.undo()
+    right = EngineConv2d.__call__
+    monkeypatch.setattr(EngineConv2d, "__call__", lambda self, *a: right(self, *a) + (a[2].format.name == "int3"))
+    failed = {k["name"]: k["failed"] for k in examine()["kernels"] if k["failed"]}
+    assert failed == {"EngineConv2d": ["int3 × int8", "int3 × uint8"]}
     shown = CliRunner().invoke(app, ["doctor"])
     assert shown.exit_code == 1 and "WRONG" in shown.output
 

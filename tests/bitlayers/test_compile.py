@@ -86,7 +86,8 @@ def test_the_compiled_graph_holds_the_best_kernels_operator(preset: str):
 
     torch.compile(layer, fullgraph=True, backend=backend)(x)
     kernel = KernelRegistry.get_kernel_for_config(PRESETS[preset])
-    operator = "simd_float" if kernel.rearranges else "portable" if kernel.has_cpp_backend else "torch"
+    fused = "real" if PRESETS[preset].activation_dtype == FLOAT else "simd_float"
+    operator = fused if kernel.rearranges else "portable" if kernel.has_cpp_backend else "torch"
     assert len(graphs) == 1 and f"bitcore.linear_{operator}" in graphs[0]
 
 

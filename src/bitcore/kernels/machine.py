@@ -14,7 +14,7 @@ from torch import Tensor
 from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat
 from bitcore.kernels.native import library
-from bitcore.quantizers import PackedTensor
+from bitcore.quantizers import PackedTensor, QTensor
 
 BITS_8, BITS_4, BITS_2, BITS_1, TERNARY, SIGNS = range(6)  # enum bit_layout
 _ERRORS = {
@@ -57,6 +57,12 @@ class PreparedTensor(PackedTensor):
     def data(self) -> Tensor:  # type: ignore[override]
         """uint8 ``[shape[0], bytes of a row]``."""
         return unprepare(self.machine, self.format, self.shape)
+
+    def unpack(self, dtype: torch.dtype = torch.float32) -> QTensor:
+        """As in `PackedTensor`."""
+        outputs, inputs = self.shape[0], math.prod(self.shape[1:])
+        levels = torch.ops.bitcore.decode(self.machine, self.format.name, outputs, inputs)
+        return QTensor(levels.to(dtype).reshape(self.shape), self.scale, self.format)
 
 
 @lru_cache
@@ -133,6 +139,17 @@ def unprepare(machine: Tensor, fmt: NumberFormat, shape: tuple[int, ...]) -> Ten
     arguments = (machine.data_ptr(), outputs, inputs, data.data_ptr(), data.shape[1])
     check(_native().bit_unprepare(c_format, *arguments))
     return data
+
+
+def levels(machine: Tensor, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
+    """Returns the levels of a weight in the machine's layout: float32 ``[outputs, inputs]``.
+
+    Raises:
+        ValueError: If it is no weight of that shape.
+    """
+    result = torch.empty(shape)
+    check(_native().bit_levels(ctypes.byref(_c_format(fmt)), machine.data_ptr(), *shape, result.data_ptr()))
+    return result
 
 
 def _native() -> ctypes.CDLL:

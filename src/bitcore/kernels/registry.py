@@ -110,6 +110,18 @@ class KernelRegistry:
         return cls._kernels[cls._best(op, weight_format, activation_dtype, device)]
 
     @classmethod
+    def rearrange(cls, weight: PackedTensor, activation_dtype: str) -> Tensor | None:
+        """Returns a weight in the layout of the best kernel of linear layers, to be held in place of its bytes.
+
+        ``None`` where that kernel has none of its own, or the bytes hold no codes: who reads them will be told.
+        """
+        kernel = cls.find("linear", weight.format.name, activation_dtype, weight.data.device.type)
+        try:
+            return kernel.prepare(weight, activation_dtype) if kernel.rearranges else None
+        except ValueError:
+            return None
+
+    @classmethod
     @torch.compiler.assume_constant_result  # a compiled graph holds the choice
     def _best(cls, op: str, weight_format: str, activation_dtype: str, device: str) -> str:
         key = (op, weight_format, activation_dtype, device, library(), os.environ.get(ISA_VARIABLE))

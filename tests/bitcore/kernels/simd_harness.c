@@ -39,6 +39,29 @@ static float nearest(float u, const int *range) {
     return u<(float)range[0] ? (float)range[0] : u>(float) range[1] ? (float)range[1] : u;
 }
 
+/* Whether products of float activations differ from sums in their one order, of packed or of plain levels. */
+static int real_differs(int isa, const struct bit_format *f, const uint8_t *prepared, const uint8_t *codes,
+                        const float *x, int64_t rows, int64_t outputs, int64_t inputs) {
+    float *levels = malloc(sizeof(float) * (size_t)(outputs * inputs + 1));
+    float *y = malloc(sizeof(float) * (size_t)(2 * rows * outputs)), *again = y + rows * outputs;
+    int bad = bit_levels(f, prepared, outputs, inputs, levels) ||
+              bit_linear_real(isa, prepared, x, y, rows, outputs, inputs, 2) ||
+              bit_linear_levels(levels, x, again, rows, outputs, inputs, 2);
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t o = 0; o < outputs; o++) {
+            float sum[4] = {0};
+            for (int64_t k = 0; k < inputs; k++) {
+                bad |= levels[o * inputs + k] != (float)f->levels[codes[o * inputs + k]];
+                sum[k % 4] += levels[o * inputs + k] * x[row * inputs + k];
+            }
+            const float all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            bad |= y[row * outputs + o] != all || again[row * outputs + o] != all;
+        }
+    }
+    free(levels), free(y);
+    return bad;
+}
+
 /* kind 0: int8, 1: uint8, 2 and on: float to the levels of `ranges` */
 static const int ranges[][3] = {{-127, 127, 1}, {0, 255, 1}, {-8, 7, 1}, {-1, 1, 2}, {-15, 15, 2}};
 
@@ -109,6 +132,9 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
                 bad = y[row * outputs + o] != real;
             }
         }
+    }
+    if (kind >= 2 && !signs && layout != BIT_LAYOUT_TERNARY) {
+        bad |= real_differs(isa, f, prepared, codes, reals, rows, outputs, inputs);
     }
     if (bad || error) {
         printf("%s layout %d, %ld x %ld x %ld, activation %d, extreme %d: error %d\n", bit_isa_name(isa), layout,

@@ -9,14 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitcore.config import FLOAT
 from bitcore.formats import FORMATS, NumberFormat
 from bitcore.kernels import Kernel, KernelRegistry
 from bitcore.kernels.native import built_sets
 from bitcore.quantizers import PackedTensor, QTensor
 
 # Without those for other families of processors, which the tests of the Arm kernels run.
-LINEAR = {k.name: k for k in KernelRegistry.all() if k.op == "linear" and (not k.isa or k.isa in built_sets())}
+LINEAR = {  # those of float activations: test_real.py
+    kernel.name: kernel
+    for kernel in KernelRegistry.all()
+    if kernel.op == "linear" and kernel.supports("ternary", "int8", "cpu") and kernel.isa in ("", *built_sets())
+}
 BYTES = {"int8": (torch.int8, -128, 127), "uint8": (torch.uint8, 0, 255)}
 every_kernel = pytest.mark.parametrize("kernel", LINEAR.values(), ids=LINEAR)
 every_format = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
@@ -128,14 +131,6 @@ def test_strided_weights(kernel: Kernel, fmt: NumberFormat):
     wide = torch.nn.functional.pad(weight.data, (3, 2))[:, 3:-2]
     sliced = PackedTensor(wide, weight.scale, weight.shape, fmt)
     assert torch.equal(kernel(x, kernel.prepare(sliced), sliced), kernel(x, kernel.prepare(weight), weight))
-
-
-@every_format
-def test_float_activations_run_on_torch(fmt: NumberFormat):
-    kernel = KernelRegistry.find("linear", fmt.name, FLOAT, "cpu")
-    levels, x = random_levels(fmt, 5, 33), torch.randn(3, 33)
-    weight = pack(levels, fmt)
-    assert torch.equal(kernel(x, kernel.prepare(weight), weight), torch.nn.functional.linear(x, levels.float()))
 
 
 @every_format

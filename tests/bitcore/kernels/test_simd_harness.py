@@ -13,7 +13,8 @@ import bitcore.kernels
 from bitcore.formats import FORMATS, NumberFormat
 
 SIMD = Path(bitcore.kernels.__file__).parent / "csrc" / "simd"
-SOURCES = ("bit_prepare", "bit_pool", "bit_isa", "bit_linear_simd")
+SOURCES = ("bit_prepare", "bit_pool", "bit_isa", "bit_linear_simd", "bit_linear_real", "bit_conv_portable")
+HARNESSES = ("simd_harness", "conv_harness")
 # As in CMakeLists.txt.
 OPTIONS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno")
 FAMILIES = {
@@ -31,20 +32,22 @@ def c_format(fmt: NumberFormat) -> str:
     return f"    {{{', '.join(map(str, head))}, {{{', '.join(map(str, fmt.levels))}}}}},\n"
 
 
-def build(folder: Path, compiler: str, family: str) -> Path:
+def build(folder: Path, compiler: str, family: str) -> list[str]:
     formats = "".join(c_format(fmt) for fmt in FORMATS.values())
     (folder / "formats.h").write_text(f"static const struct bit_format formats[] = {{\n{formats}}};\n")
     options = [compiler, *OPTIONS, f"-D{family}", "-D_GNU_SOURCE", f"-I{SIMD}", f"-I{folder}"]
     files: dict[Path, list[str]] = {SIMD / f"{name}.c": [] for name in SOURCES}
-    files |= {SIMD / f"bit_linear_{isa}.c": flags for isa, flags in FAMILIES[family].items()}
-    files[Path(__file__).with_name("simd_harness.c")] = []
+    files |= {SIMD / f"bit_{op}_{isa}.c": f for isa, f in FAMILIES[family].items() for op in ("linear", "conv")}
+    files |= {Path(__file__).with_name(f"{name}.c"): [] for name in HARNESSES}
     jobs = [subprocess.Popen([*options, *f, "-c", str(s), "-o", str(folder / f"{s.stem}.o")]) for s, f in files.items()]
     codes = [job.wait() for job in jobs]
     assert not any(codes)
-    program, static = folder / "harness", ["-static"] if family == "BIT_ARM" else []
-    objects = [str(folder / f"{source.stem}.o") for source in files]
-    subprocess.run([compiler, *static, *objects, "-pthread", "-lm", "-o", str(program)], check=True)
-    return program
+    static = ["-static"] if family == "BIT_ARM" else []
+    shared = [str(folder / f"{source.stem}.o") for source in files if source.stem not in HARNESSES]
+    for name in HARNESSES:
+        objects = [str(folder / f"{name}.o"), *shared]
+        subprocess.run([compiler, *static, *objects, "-pthread", "-lm", "-o", str(folder / name)], check=True)
+    return [str(folder / name) for name in HARNESSES]
 
 
 def check(command: list[str], families: set[str]) -> None:
@@ -56,9 +59,11 @@ def check(command: list[str], families: set[str]) -> None:
 def test_arm_kernels_in_an_emulator(tmp_path: Path, require_tool: Callable[[str, str], str]):
     compiler = require_tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
     emulator = require_tool("qemu-aarch64", "qemu-user")
-    check([emulator, "-cpu", "max", str(build(tmp_path, compiler, "BIT_ARM"))], set(FAMILIES["BIT_ARM"]))
+    for program in build(tmp_path, compiler, "BIT_ARM"):
+        check([emulator, "-cpu", "max", program], set(FAMILIES["BIT_ARM"]))
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are kernels for x86")
 def test_x86_kernels(tmp_path: Path, require_tool: Callable[[str, str], str]):
-    check([str(build(tmp_path, require_tool("gcc", "gcc"), "BIT_X86"))], set())
+    for program in build(tmp_path, require_tool("gcc", "gcc"), "BIT_X86"):
+        check([program], set())

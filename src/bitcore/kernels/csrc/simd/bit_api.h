@@ -39,6 +39,9 @@ BIT_API int bit_prepare(const struct bit_format *format, int layout, const uint8
                         int64_t outputs, int64_t inputs, uint8_t *prepared);
 BIT_API int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
                           uint8_t *packed, int64_t row_stride);
+/* The levels of a prepared weight, [outputs][inputs]. */
+BIT_API int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+                       float *levels);
 
 /* y[rows][outputs] = x[rows][inputs] times the weight, as int32 sums of levels. x: int8, or uint8. */
 BIT_API int bit_linear_int8_simd(int isa, const uint8_t *prepared, const void *x, int is_unsigned, int32_t *y,
@@ -60,6 +63,14 @@ struct bit_linear_layer {
  * 0: largest |x| of a row / high; -1: of all rows. */
 BIT_API int bit_linear_float_simd(const struct bit_linear_layer *layer, const float *x, float *y, int64_t rows,
                                   int threads, const float *x_scale, int64_t x_scales);
+
+/* y[rows][outputs] = float x[rows][inputs] times the levels of a weight (not in the layouts of 1.6 bits and of signs),
+ * prepared or plain [outputs][inputs]: sums in the one order of bit_reals.h. An instruction set that this machine lacks
+ * stands for portable C. */
+BIT_API int bit_linear_real(int isa, const uint8_t *prepared, const float *x, float *y, int64_t rows, int64_t outputs,
+                            int64_t inputs, int threads);
+BIT_API int bit_linear_levels(const float *levels, const float *x, float *y, int64_t rows, int64_t outputs,
+                              int64_t inputs, int threads);
 
 /* Loads for `bitlab bench` (AVX-512 alone): read memory once; `rounds` times 1024 products of bytes, or 8192 of signs.
  */

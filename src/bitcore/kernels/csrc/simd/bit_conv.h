@@ -78,6 +78,4 @@ struct bit_conv_isa {
     int (*quantize)(const float *x, float scale, int low, int high, int offset, int64_t n, int8_t *out);
 };
 
-extern const struct bit_conv_isa bit_conv_avx512, bit_conv_avx2, bit_conv_portable;
-
 #endif

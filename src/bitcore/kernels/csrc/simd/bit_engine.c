@@ -5,21 +5,6 @@
 
 #define LARGE_ITEM 8 /* tiles of one item of work at most: a block's weights are read once for all of them */
 
-static const struct bit_conv_isa *kernels(int isa) {
-#if defined(BIT_X86)
-    const struct bit_isa *set = bit_isa_get(isa);
-    if (set == &bit_isa_avx512) {
-        return &bit_conv_avx512;
-    }
-    if (set == &bit_isa_avx2) {
-        return &bit_conv_avx2;
-    }
-#else
-    (void)isa;
-#endif
-    return &bit_conv_portable;
-}
-
 static int run_step(struct bit_run *run, int threads) {
     const struct bit_step *step = run->step;
     run->pixels = run->batch * step->height * step->width;
@@ -61,8 +46,9 @@ int bit_engine_run(int isa, const struct bit_program *program, const void *input
                    int32_t *output, int64_t batch, int threads, uint8_t *arena, double *seconds) {
     atomic_int failed = 0;
     double before = seconds ? now() : 0;
+    const struct bit_isa *set = bit_isa_get(isa);
     struct bit_run run = {
-        .isa = kernels(isa),
+        .isa = set ? set->conv : &bit_conv_portable,
         .program = program,
         .arena = arena,
         .output = output,

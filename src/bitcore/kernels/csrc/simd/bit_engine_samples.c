@@ -97,6 +97,13 @@ static int copy_row(const struct bit_run *run, const struct bit_buffer *buffer, 
     int8_t levels[ROW];
     int32_t values[ROW];
     int bad = 0;
+    if (buffer->item == 1 && (run->kind == BIT_INPUT_INT8 || run->kind == BIT_INPUT_UINT8)) {
+        const uint8_t *bytes = (const uint8_t *)run->input + from;
+        for (int64_t i = 0; i < width; i++, to += buffer->pixel) {
+            *to = (uint8_t)(bytes[i] - buffer->offset);
+        }
+        return 0;
+    }
     for (int64_t i = 0; i < width; i += ROW, from += ROW) {
         const int64_t n = width - i < ROW ? width - i : ROW;
         switch (run->kind) {

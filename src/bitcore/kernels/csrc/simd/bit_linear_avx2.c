@@ -14,6 +14,16 @@
     }
 #include "bit_rows.h"
 
+/* A lookup takes 3 bits; the fourth, as a sign, chooses between two. */
+static inline __m256 look_up(int bits, __m256i words, const float *table) {
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), words);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), words);
+    return bits < 4 ? low : _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(words, 28)));
+}
+#define BIT_REAL_LANES 8
+#define BIT_LOOKED_UP(bits, words, table) (bit_reals) look_up(bits, (__m256i)(words), table)
+#include "bit_reals.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 #define AHEAD 4096
@@ -177,6 +187,7 @@ static int supported(void) {
 #define UP_TO_4(name) UP_TO_2(name), NULL, name##_4
 const struct bit_isa bit_isa_avx2 = {
     .name = "avx2",
+    .conv = &bit_conv_avx2,
     .supported = supported,
     .product =
         {
@@ -191,4 +202,5 @@ const struct bit_isa bit_isa_avx2 = {
     .panel_to3 = {UP_TO_4(bit_linear_to3_int8_avx2)},
     .panel_ternary = {UP_TO_4(bit_linear_ternary_int8_avx2)},
     BIT_ROWS,
+    .real = bit_real,
 };

@@ -11,12 +11,32 @@
  * 256 * 2 * 128 * inputs stays within 32 bits for inputs up to 32768; the driver calls with at most 16384 at a time.
  */
 #include <immintrin.h>
+#include <stdint.h>
 
 #define BIT_LOOKUP(out, codes, table)                                                                                  \
     _mm512_storeu_si512(                                                                                               \
         (out), _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(table))),    \
                                    _mm512_loadu_si512(codes)));
+
+/* As in bit_rows.h, which explains it. */
+static void signs(const float *x, uint64_t *bits, int64_t n, float scale, uint8_t *nan) {
+    const __m512 divisor = _mm512_set1_ps(scale), zero = _mm512_setzero_ps();
+    unsigned bad = 0;
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 valid = (__mmask16)(n - i < 16 ? (1U << (n - i)) - 1 : 0xffffU);
+        const __m512 u = _mm512_div_ps(_mm512_maskz_loadu_ps(valid, x + i), divisor);
+        bad |= _mm512_mask_cmp_ps_mask(valid, u, u, _CMP_UNORD_Q);
+        const uint64_t negative = _mm512_cmp_ps_mask(u, zero, _CMP_LT_OQ);
+        bits[i / 64] = (i % 64 ? bits[i / 64] : 0) | negative << i % 64;
+    }
+    *nan = bad != 0;
+}
+#define BIT_SIGNS signs
 #include "bit_rows.h"
+
+#define BIT_REAL_LANES 16
+#define BIT_LOOKED_UP(bits, words, table) (bit_reals) _mm512_permutexvar_ps((__m512i)(words), _mm512_loadu_ps(table))
+#include "bit_reals.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32") /* or accumulator arrays stay in memory: 3 times slower */
@@ -184,6 +204,7 @@ static int supported(void) {
 #define UP_TO_6(name) UP_TO_3(name), name##_4, name##_5, name##_6
 const struct bit_isa bit_isa_avx512 = {
     .name = "avx512",
+    .conv = &bit_conv_avx512,
     .supported = supported,
     .product =
         {
@@ -202,4 +223,5 @@ const struct bit_isa bit_isa_avx512 = {
                       bit_linear_panel_ternary_int8_avx512_5},
     .direct_ternary_tokens = 16,
     BIT_ROWS,
+    .real = bit_real,
 };

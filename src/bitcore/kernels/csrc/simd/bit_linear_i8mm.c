@@ -54,6 +54,7 @@ static int supported(void) { return HAS_DOT_PRODUCTS && HAS_I8MM; }
 #define UP_TO_8(name) NULL, name##_1, name##_2, NULL, NULL, NULL, NULL, NULL, name##_8
 const struct bit_isa bit_isa_i8mm = {
     .name = "i8mm",
+    .conv = &bit_conv_i8mm,
     .supported = supported,
     .value_offset = 128,
     PRODUCTS(i8mm, bit_linear_8bit_int8_i8mm_2, NULL, NULL, NULL, NULL, NULL, bit_linear_8bit_int8_i8mm_8),
@@ -62,4 +63,5 @@ const struct bit_isa bit_isa_i8mm = {
     .panel_to3 = {UP_TO_8(bit_linear_to15_int8_i8mm)},
     .panel_ternary = {UP_TO_8(bit_linear_ternary_int8_i8mm)},
     BIT_ROWS,
+    .real = bit_real,
 };

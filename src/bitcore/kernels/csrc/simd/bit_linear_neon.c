@@ -14,6 +14,7 @@ static int supported(void) { return HAS_DOT_PRODUCTS; }
 #define UP_TO_4(name) NULL, name##_1, name##_2, NULL, name##_4
 const struct bit_isa bit_isa_neon = {
     .name = "neon",
+    .conv = &bit_conv_neon,
     .supported = supported,
     .value_offset = 128,
     PRODUCTS(neon, bit_linear_8bit_int8_neon_2, NULL, bit_linear_8bit_int8_neon_4),
@@ -22,4 +23,5 @@ const struct bit_isa bit_isa_neon = {
     .panel_to3 = {UP_TO_4(bit_linear_to15_int8_neon)},
     .panel_ternary = {UP_TO_4(bit_linear_ternary_int8_neon)},
     BIT_ROWS,
+    .real = bit_real,
 };

@@ -110,11 +110,12 @@ static void multiply(const bit_micro *micro, const struct product *p, const uint
     }
 }
 
-/* All tokens against one group, as the weights are or by way of panels of bytes. */
-static void multiply_group(const struct product *p, const uint8_t *units, int32_t *acc, uint8_t *panel) {
+/* All tokens against one group, as the weights are or by way of panels of bytes; `rows` from one token's sums to the
+ * next. */
+static void multiply_group(const struct product *p, const uint8_t *units, int32_t *acc, int64_t rows, uint8_t *panel) {
     const struct bit_prepared *weight = p->weight;
     const struct bit_isa *isa = p->isa;
-    const int layout = weight->layout, rows = bit_shapes[layout].rows;
+    const int layout = weight->layout;
     const int64_t unit_bytes = bit_unit_bytes(layout);
     const int64_t limit = layout == BIT_LAYOUT_TERNARY                             ? isa->direct_ternary_tokens
                           : layout == BIT_LAYOUT_8BIT || layout == BIT_LAYOUT_BITS ? 0
@@ -154,25 +155,35 @@ static size_t panel_bytes(const struct product *p) {
     return (size_t)((inputs < step ? inputs : step) * 80);
 }
 
+/* Groups of 16 rows are finished four at a time. */
+static int groups_at_once(const struct product *p) { return p->weight->layout == BIT_LAYOUT_BITS ? 4 : 1; }
+
+static int64_t rows_at_once(const struct product *p) {
+    return groups_at_once(p) * (int64_t)bit_shapes[p->weight->layout].rows;
+}
+
 static size_t sums(const struct product *p) {
-    return (size_t)((p->weight->tables == 2 ? 2 : 1) * p->tokens * bit_shapes[p->weight->layout].rows);
+    return (size_t)((p->weight->tables == 2 ? 2 : 1) * p->tokens * rows_at_once(p));
 }
 
 static void multiply_part(void *job, int64_t index, void *scratch) {
     const struct product *p = job;
     const struct bit_prepared *weight = p->weight;
-    const int rows = bit_shapes[weight->layout].rows;
-    const int64_t end = (index + 1) * weight->groups / p->parts;
+    const int64_t group_bytes = weight->units * bit_unit_bytes(weight->layout), rows = rows_at_once(p);
+    const int64_t all = (weight->groups + groups_at_once(p) - 1) / groups_at_once(p);
     int32_t *acc = scratch;
     uint8_t *panel = (uint8_t *)scratch + bit_round_up((int64_t)(sums(p) * sizeof *acc), 64);
-    for (int64_t group = index * weight->groups / p->parts; group < end; group++) {
-        const uint8_t *units =
-            (const uint8_t *)weight + weight->units_at + group * weight->units * bit_unit_bytes(weight->layout);
+    for (int64_t i = index * all / p->parts; i < (index + 1) * all / p->parts; i++) {
+        const int64_t first = i * rows, left = weight->outputs - first;
         memset(acc, 0, sums(p) * sizeof *acc);
-        multiply_group(p, units, acc, panel);
+        for (int g = 0; g < groups_at_once(p) && i * groups_at_once(p) + g < weight->groups; g++) {
+            const int64_t group = i * groups_at_once(p) + g;
+            multiply_group(p, (const uint8_t *)weight + weight->units_at + group * group_bytes, acc + g * BIT_LANES,
+                           rows, panel);
+        }
         for (int64_t t = 0; t < p->tokens; t++) {
-            p->isa->finish(weight, &p->out, p->first_token + t, group * rows, acc + t * rows, p->corrections[t],
-                           p->shifted, p->scales[t], p->nan[t]);
+            p->isa->finish(weight, &p->out, p->first_token + t, first, left < rows ? left : rows, acc + t * rows,
+                           p->corrections[t], p->shifted, p->scales[t], p->nan[t]);
         }
     }
 }

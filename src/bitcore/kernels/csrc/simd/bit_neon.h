@@ -11,6 +11,7 @@
     for (int lookup_i = 0; lookup_i < 64; lookup_i += 16) {                                                            \
         vst1q_u8((out) + lookup_i, vqtbl1q_u8(vld1q_u8(table), vld1q_u8((codes) + lookup_i)));                         \
     }
+#include "bit_reals.h"
 #include "bit_rows.h"
 
 #define INLINE static inline __attribute__((always_inline))

@@ -239,8 +239,9 @@ int bit_prepare(const struct bit_format *format, int layout, const uint8_t *pack
     return good ? BIT_OK : BIT_BAD_CODE;
 }
 
-int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
-                  uint8_t *packed, int64_t row_stride) {
+/* To packed rows, or (where `packed` is NULL) to levels. */
+static int undo(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+                uint8_t *packed, int64_t row_stride, float *levels) {
     const struct bit_prepared *p = bit_prepared_check(prepared, outputs, inputs);
     if (p == NULL) {
         return BIT_BAD_WEIGHT;
@@ -259,9 +260,27 @@ int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int6
             relayout(p->layout, codes, units, p->units, 0);
         }
         for (int r = 0; r < rows && group * rows + r < outputs; r++) {
-            pack_row(format, codes + r * padded, inputs, packed + (group * rows + r) * row_stride);
+            const int64_t row = group * rows + r;
+            const uint8_t *code = codes + r * padded;
+            if (packed != NULL) {
+                pack_row(format, code, inputs, packed + row * row_stride);
+                continue;
+            }
+            for (int64_t k = 0; k < inputs; k++) {
+                levels[row * inputs + k] = (float)format->levels[code[k]];
+            }
         }
     }
     free(codes);
     return BIT_OK;
+}
+
+int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+                  uint8_t *packed, int64_t row_stride) {
+    return undo(format, prepared, outputs, inputs, packed, row_stride, NULL);
+}
+
+int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+               float *levels) {
+    return undo(format, prepared, outputs, inputs, NULL, 0, levels);
 }

@@ -72,6 +72,7 @@ static int32_t bit_copy(const uint8_t *x, int8_t *levels, int64_t n, int flip) {
     return sum;
 }
 
+#ifndef BIT_SIGNS
 /* Signs of x / scale, 1 for negative; a quotient that underflows to -0 counts as positive. */
 static void bit_signs(const float *x, uint64_t *bits, int64_t n, float scale, uint8_t *nan) {
     uint32_t bad = 0;
@@ -93,6 +94,8 @@ static void bit_signs(const float *x, uint64_t *bits, int64_t n, float scale, ui
     }
     *nan = bad != 0;
 }
+#define BIT_SIGNS bit_signs
+#endif
 
 #ifndef BIT_LOOKUP /* 64 bytes of codes below 16 to table entries */
 #define BIT_LOOKUP(out, codes, table)                                                                                  \
@@ -152,15 +155,13 @@ static void bit_unpack(const struct bit_prepared *weight, const uint8_t *units, 
     }
 }
 
-/* Accumulators of one group and one row of x to outputs first, first + 1, ...
+/* Accumulators of one row of x to `n` outputs (up to BIT_MAX_ROWS) from `first` on.
  *
  * integer = step * acc + correction (+ 128 * the row's sum of levels, where 128 was subtracted from x);
  * real = integer * s + bias with s = x scale * weight scale, or (integer + round(bias / s)) * s. */
 static void bit_finish(const struct bit_prepared *weight, const struct bit_output *out, int64_t token, int64_t first,
-                       const int32_t *acc, int32_t correction, int shifted, float scale, int nan) {
+                       int64_t n, const int32_t *acc, int32_t correction, int shifted, float scale, int nan) {
     const int32_t *row_sums = (const int32_t *)(const void *)((const uint8_t *)weight + weight->rows_at) + first;
-    const int64_t left = weight->outputs - first, rows = bit_shapes[weight->layout].rows;
-    const int64_t n = left < rows ? left : rows;
     const uint32_t step = (uint32_t)weight->step;
     int32_t local[BIT_MAX_ROWS], *integers = out->integers ? out->integers + token * weight->outputs + first : local;
     if (shifted) {
@@ -209,5 +210,5 @@ static void bit_finish(const struct bit_prepared *weight, const struct bit_outpu
 }
 
 #define BIT_ROWS                                                                                                       \
-    .unpack = bit_unpack, .largest = bit_largest, .quantize = bit_quantize, .copy = bit_copy, .signs = bit_signs,      \
+    .unpack = bit_unpack, .largest = bit_largest, .quantize = bit_quantize, .copy = bit_copy, .signs = BIT_SIGNS,      \
     .finish = bit_finish

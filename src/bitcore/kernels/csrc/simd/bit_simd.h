@@ -67,9 +67,19 @@ struct bit_output {
     int bias_on_grid; /* round the bias to the accumulator's grid */
 };
 
+struct bit_conv_isa; /* bit_conv.h */
+
+/* A prepared weight for float activations: level = table[code], or base + step * code where it is affine. */
+struct bit_real_weight {
+    int64_t units;
+    int32_t bits, affine;
+    float base, step, table[16]; /* code & 15 where codes have fewer bits */
+};
+
 /* One instruction set. Pointers may be NULL: what the driver then does is in bit_linear_simd.c. */
 struct bit_isa {
     const char *name;
+    const struct bit_conv_isa *conv;
     int (*supported)(void);
     /* Subtracted by product[BIT_LAYOUT_8BIT] from values (instructions with two signed operands want int8). */
     int value_offset;
@@ -90,10 +100,14 @@ struct bit_isa {
     int32_t (*copy)(const uint8_t *x, int8_t *levels, int64_t n, int flip);
     void (*signs)(const float *x, uint64_t *bits, int64_t n, float scale, uint8_t *nan);
     void (*finish)(const struct bit_prepared *weight, const struct bit_output *out, int64_t token, int64_t first,
-                   const int32_t *acc, int32_t correction, int shifted, float scale, int nan);
+                   int64_t n, const int32_t *acc, int32_t correction, int shifted, float scale, int nan);
+    /* sums of level * x of a group, x being floats: see bit_reals.h */
+    void (*real)(const struct bit_real_weight *weight, const uint8_t *units, const float *x, ptrdiff_t x_stride,
+                 int tokens, float *y);
 };
 
 extern const struct bit_isa bit_isa_avx512, bit_isa_avx2, bit_isa_neon, bit_isa_i8mm;
+extern const struct bit_conv_isa bit_conv_avx512, bit_conv_avx2, bit_conv_neon, bit_conv_i8mm, bit_conv_portable;
 
 /* The instruction set of that number (in the order of bit_isa_name), or NULL where this machine lacks it. */
 const struct bit_isa *bit_isa_get(int number);
