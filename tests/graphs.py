@@ -280,3 +280,40 @@ def random_graph(
     for name in blocks or rng.choice(sorted(BLOCKS), int(rng.integers(1, 5))):
         BLOCKS[str(name)](maker)
     return maker.finish(end or str(rng.choice(ENDS)))
+
+
+def plain_network(rng: np.random.Generator) -> Graph:
+    """Convolutions with ReLU, many with a pooling, then dense layers: what small chips run; or dense layers alone.
+
+    Weights have evenly spaced levels on both sides of 0.
+    """
+    shifts = bool(rng.integers(2))
+    c, h, w = (int(rng.integers(1, most + 1)) for most in (3, 12, 11))
+    maker = GraphMaker(rng, (c, h, w) if rng.integers(4) else (c * h,), str(rng.choice(["int8", "uint8"])))
+    maker.conv_formats = [f.name for f in FORMATS.values() if f.affine and f.low == -f.high and len(f.levels) <= 32]
+    for left in range(int(rng.integers(1, 5)), -1, -1):
+        if len(maker.type.shape) > 1 and (left < 1 or rng.integers(5) == 0):
+            maker.add(Flatten())
+        outputs = int(rng.integers(1, 24))
+        if len(maker.type.shape) == 1:
+            maker.linear(outputs)
+        else:
+            fmt, (c, *sizes) = str(rng.choice(maker.conv_formats)), list(maker.type.shape)
+            kernel = [int(rng.integers(1, min(n, 3) + 1)) for n in sizes]
+            padding, stride = [int(rng.integers(0, k)) for k in kernel], [int(rng.integers(1, 3)) for _ in kernel]
+            levels, bias = maker.levels((outputs, c, *kernel), fmt), maker.bias(outputs)
+            maker.add(Conv2d(levels, fmt, bias, (stride[0], stride[1]), (padding[0], padding[1]), (1, 1), 1))
+        if left:
+            bits = maker.seen.high.bit_length()
+            channels = int(rng.choice([1, outputs]))
+            high, shift = int(rng.choice([255, 255, 15, 1])), rng.integers(0, max(2, bits - 5), channels)
+            multiplier = np.ones(channels, dtype=np.int64)
+            if not shifts:  # of few enough bits for int32
+                most = min(15, 30 - maker.type.high.bit_length())
+                multiplier = rng.integers(-(2**most) + 1, 2**most, channels)
+                shift = shift + most - 1
+            offset = rng.integers(-(2**12), 2**12, channels)
+            maker.add(Requantize(multiplier, offset, shift, 0, high))
+            if len(maker.type.shape) > 1 and min(maker.type.shape[1:]) > 1 and rng.integers(3):
+                maker.add(MaxPool2d((2, 2), (2, 2), (0, 0)))
+    return Graph(maker.spec, tuple(maker.nodes), 0.125, {"made": "at random"})

@@ -31,6 +31,10 @@ CheckpointPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dataset = Annotated[str | None, typer.Option(help="Another dataset than the one it was trained on.")]
 Samples = Annotated[int | None, typer.Option("--max-samples", min=1, help="Use only the first so many images.")]
+Optimize = Annotated[
+    str | None,
+    typer.Option(help="speed, or flash: a smaller, slower runtime [default: speed, and flash if that does not fit]."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -126,21 +130,24 @@ def export(
     target: Annotated[
         str, typer.Option(help="c or host for any machine, or a chip that must hold it: rv32ec, cortex-m0, ...")
     ] = "c",
+    optimize: Optimize = None,
     json: Json = False,
 ) -> None:
     """Write a network as C99 source that computes the same bits."""
-    from bitexport.targets import TARGETS
+    from bitexport.targets.c.target import Manifest
     from bitlab import pipeline
     from bitlab.footprint import totals
 
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
     opened = pipeline.open_checkpoint(checkpoint)
-    artifact, graph = pipeline.export(opened, out, name, target)
+    artifact, graph = pipeline.export(opened, out, name, target, optimize)
     sizes = totals(graph, artifact.folder)
+    used = None if target == "engine" else Manifest.load(artifact.folder).optimize
     if json:
-        console.show_json({"folder": str(artifact.folder), "name": name, "sizes": sizes.to_dict()})
+        shown = {"folder": str(artifact.folder), "name": name, "optimize": used, "sizes": sizes.to_dict()}
+        console.show_json(shown)
         return
+    if used == "flash" and optimize is None:
+        console.out.print(f"The fast runtime does not fit {target}: the compact one is used (--optimize flash).")
     written = "the integer graph" if target == "engine" else f"{name}.c, {name}.h, the runtime and a README"
     console.out.print(
         f"{artifact.folder}: {written}. "
@@ -220,6 +227,8 @@ def fit(
     elif best is not None:
         _show_trial(best, "Best")
         console.out.print(f"{out}: study.json, pareto.png, best.yaml. Train it: bitlab train {out / 'best.yaml'}")
+        if best.get("optimize") == "flash":
+            console.out.print("It fits with the compact runtime: bitlab export with --optimize flash")
     if best is None:
         raise BitLabError(f"no network was trained to the end within the budget; go on with --resume --out {out}")
 
@@ -303,15 +312,18 @@ def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     float_twin: Annotated[Path, typer.Option("--float-twin", help="Run folder of the full-precision twin.")],
     chips: Annotated[
-        list[str] | None, typer.Option("--chip", help="Measure it on this microcontroller too; repeatable.")
+        list[str] | None,
+        typer.Option("--chip", help="Measure it on this microcontroller, NAME or NAME:flash, NAME:speed; repeatable."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images that each chip runs.")] = 20,
+    target: Annotated[str, typer.Option(help="What to compare with the interpreter: c, or engine.")] = "c",
+    compared: Samples = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the results.")] = Path("results"),
 ) -> None:
     """Verify a run on its whole test set and keep its figures as JSON, for the tables of the documentation."""
     from bitlab import results
 
-    path = results.publish(run, float_twin, out, chips or (), samples)
+    path = results.publish(run, float_twin, out, chips or (), samples, target, compared)
     console.out.print(f"{path} is written; refresh the README's tables with: python -m bitlab.results")
 
 

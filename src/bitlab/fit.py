@@ -157,7 +157,7 @@ class Fitter:
         for name in self.search.formats:
             self.status(f"the smallest network, {name}")
             recipe = candidate(Smallest(name), self.search.short, self.search.family, self.search.formats)
-            cost = measure_cost(untrained(recipe, self.prepared), self.prepared, self.chip)
+            cost = measure_cost(untrained(recipe, self.prepared), self.prepared, self.chip, self.search.budget)
             if not cost.excess(self.search.budget):
                 return
             found.append((cost.flash or self.chip.flash, cost, recipe))
@@ -211,7 +211,7 @@ class Fitter:
             self.status(f"network {trial.number}: {row['network']}")
             model = untrained(recipe, self.prepared)
             row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-            cost = measure_cost(model, self.prepared, self.chip)
+            cost = measure_cost(model, self.prepared, self.chip, search.budget)
             if over := cost.excess(search.budget):
                 end("over budget", cost, over)
                 return False
@@ -226,7 +226,8 @@ class Fitter:
                 if rungs.pruned:
                     end("stopped", cost, f"after epoch {rungs.epoch}: others are better")
                     return True
-                cost = measure_cost(load_model(folder / "model.safetensors")[0], self.prepared, self.chip)
+                trained = load_model(folder / "model.safetensors")[0]
+                cost = measure_cost(trained, self.prepared, self.chip, search.budget)
             over = cost.excess(search.budget)
             end("over budget" if over else "finished", cost, over and f"trained: {over}")
         except BaseException:

@@ -13,7 +13,7 @@ from bitcore.errors import BitLabError, unknown
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
 from bitexport import lower
-from bitexport.targets import TARGETS
+from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c.chips import CHIPS, Chip
 from bitexport.targets.c.emulate import Emulation, emulate
 from bitexport.targets.c.firmware import DoesNotFitError
@@ -44,17 +44,23 @@ class Budget:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network takes on a chip, in the units of `Budget`; ``None`` where it is too large to say."""
+    """What a network takes on a chip, in the units of `Budget`; ``None`` where it is too large to say.
+
+    Attributes:
+        flash: See `Budget`; so are ram and instructions.
+        optimize: The runtime, one of `bitexport.targets.OPTIMIZE`.
+    """
 
     flash: int | None
     ram: int | None
     instructions: int | None
+    optimize: str = OPTIMIZE[0]
 
     def excess(self, budget: Budget) -> str:
         """Says what exceeds the budget; empty if nothing does."""
-        limits, words = asdict(budget), []
-        for name, value in asdict(self).items():
-            limit = limits[name]
+        values, words = asdict(self), []
+        for name, limit in asdict(budget).items():
+            value = values[name]
             if value is not None and limit is not None and value > limit:
                 words.append(f"{name} {value:,} > {limit:,}")
         return ", ".join(words)
@@ -87,8 +93,10 @@ def parse_budget(target: str, flash: str | None, ram: str | None, instructions: 
     return Budget(**sizes, instructions=parse_count(instructions, "instructions", 1000) if instructions else None)
 
 
-def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip) -> Cost:
+def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip, budget: Budget) -> Cost:
     """Builds a model for a chip and runs a few training images in the emulator.
+
+    The compact runtime is taken where the fast one exceeds the budget's flash.
 
     Raises:
         BitLabError: A tool is missing, the model cannot be lowered, or the chip computes something else.
@@ -96,13 +104,23 @@ def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip) -> Cost:
     shape = prepared.preprocessing.shape
     graph = lower(model, shape)
     codes = graph.input.quantize(prepared.preprocessing(prepared.train.sample(_IMAGES)))
-    for target in ("c", chip.name):  # the second one trades time for RAM where the first does not fit
+    cost = _cost(graph, chip, codes, OPTIMIZE[0])
+    if cost.flash is not None and cost.flash > budget.flash:
+        cost = _cost(graph, chip, codes, OPTIMIZE[1])
+    return cost
+
+
+def _cost(graph: Graph, chip: Chip, codes: Ints, optimize: str) -> Cost:
+    for room in (None, chip):  # the second one trades time for RAM where the first does not fit
         try:
-            found = _emulate(graph, target, chip, codes)
+            found = _emulate(graph, CTarget(room, optimize), chip, codes)
             break
         except DoesNotFitError as over:
             cost = Cost(
-                chip.flash + over.flash if over.flash > 0 else None, chip.ram + over.ram if over.ram > 0 else None, None
+                chip.flash + over.flash if over.flash > 0 else None,
+                chip.ram + over.ram if over.ram > 0 else None,
+                None,
+                optimize,
             )
             if over.flash > 0:
                 return cost
@@ -111,16 +129,16 @@ def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip) -> Cost:
     if (found.outputs != graph.run(codes)).any():
         raise BitLabError(f"{chip.name} computes other outputs than the interpreter; please report this network")
     assert found.size is not None  # chips with flash have it
-    return Cost(found.size.flash, found.ram, round(float(found.counts.mean())))
+    return Cost(found.size.flash, found.ram, round(float(found.counts.mean())), optimize)
 
 
-def _emulate(graph: Graph, target: str, chip: Chip, codes: Ints) -> Emulation:
+def _emulate(graph: Graph, target: CTarget, chip: Chip, codes: Ints) -> Emulation:
     with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
         folder = Path(temporary) / "network"
-        TARGETS[target].emit(graph, folder, "network")
+        target.emit(graph, folder, "network")
         manifest = Manifest.load(folder)
         files = [folder / file for file in manifest.sources]
-        return emulate(chip, "network", folder, files, plan_layers(graph, manifest.limit), codes)
+        return emulate(chip, "network", folder, files, plan_layers(graph, manifest.limit, manifest.compact), codes)
 
 
 def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:

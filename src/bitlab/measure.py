@@ -51,13 +51,19 @@ def measure_export(
     images, labels = split.images[:samples], split.labels[:samples].numpy()
     codes = graph.input.quantize(preprocessing(images))
     expected = graph.run(codes)
-    result: dict[str, Any] = {"name": artifact.name, "target": target, "samples": len(codes), "macs": graph.macs()}
+    result: dict[str, Any] = {
+        "name": artifact.name,
+        "target": target,
+        "optimize": manifest.optimize,
+        "samples": len(codes),
+        "macs": graph.macs(),
+    }
     if target in _HOST:
         outputs = run_on_host(folder, artifact.name, codes, sources=manifest.sources)
         return {**result, "chip": "this machine", **_compare(outputs, outputs.argmax(1), expected, labels)}
     chip = CHIPS[target]
     files = [folder / file for file in manifest.sources]
-    found = emulate(chip, artifact.name, folder, files, plan_layers(graph, manifest.limit), codes)
+    found = emulate(chip, artifact.name, folder, files, plan_layers(graph, manifest.limit, manifest.compact), codes)
     result |= {"chip": chip.chip, **_compare(found.outputs, found.classes, expected, labels)}
     if found.size is None:
         return result

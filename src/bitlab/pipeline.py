@@ -13,7 +13,7 @@ from torch import nn
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph
 from bitexport import lower
-from bitexport.targets import TARGETS, Artifact
+from bitexport.targets import TARGETS, Artifact, get_target
 from bitexport.targets.c.target import GRAPH_FILE, open_export
 from bitexport.verify import Verification, compare
 from bitmodels import load_model
@@ -85,14 +85,24 @@ def make_graph(checkpoint: Checkpoint) -> Graph:
     return lower(checkpoint.model, preprocessing.shape, info)
 
 
-def export(checkpoint: Checkpoint, out: Path, name: str, target: str = "c") -> tuple[Artifact, Graph]:
+def export(
+    checkpoint: Checkpoint, out: Path, name: str, target: str = "c", optimize: str | None = None
+) -> tuple[Artifact, Graph]:
     """Exports a checkpoint to a folder, all or nothing.
 
+    Args:
+        checkpoint: What to export.
+        out: The folder.
+        name: The network's name in C.
+        target: One of `TARGETS`.
+        optimize: The runtime of a C target, see `CTarget`.
+
     Raises:
-        BitLabError: As `make_graph` and `Target.emit`.
+        BitLabError: As `make_graph` and `Target.emit`; or the target has no choice of runtimes.
     """
+    chosen = get_target(target, optimize)
     graph = make_graph(checkpoint)
-    return TARGETS[target].emit(graph, out, name), graph
+    return chosen.emit(graph, out, name), graph
 
 
 @dataclass(frozen=True)

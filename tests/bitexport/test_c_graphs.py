@@ -1,6 +1,6 @@
 """Random graphs of every operation become C that computes what the interpreter computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,9 @@ import pytest
 
 from bitcore.formats import FORMATS
 from bitcore.graph import OPS, Conv2d, Graph, InputSpec, MaxPool2d, Node, Requantize
-from bitexport.targets import CTarget
+from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c.plan import plan_layers
-from graphs import random_graph
+from graphs import plain_network, random_graph
 from networks import extreme_codes
 from programs import SANITIZERS, build
 
@@ -21,13 +21,26 @@ BUILDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def check(graphs: dict[str, Graph], folder: Path, compiler: str, flags: tuple[str, ...], samples: int = 20) -> None:
-    made = {name: CTarget().emit(graph, folder / name, name) for name, graph in graphs.items()}
-    program = build(list(made.values()), folder / "build", compiler, flags)
+def check(
+    graphs: dict[str, Graph],
+    folder: Path,
+    compiler: str,
+    flags: tuple[str, ...],
+    samples: int = 20,
+    runtimes: Sequence[str] = OPTIMIZE,
+) -> None:
+    made = [
+        CTarget(optimize=optimize).emit(graph, folder / f"{name}_{optimize}", f"{name}_{optimize}")
+        for name, graph in graphs.items()
+        for optimize in runtimes
+    ]
+    program = build(made, folder / "build", compiler, flags)
     for name, graph in graphs.items():
         codes = extreme_codes(graph, samples)
-        bad = np.argwhere(graph.run(codes) != program.run(name, codes))
-        assert not len(bad), f"{name}: first difference at {bad[0]}"
+        expected = graph.run(codes)
+        for optimize in runtimes:
+            bad = np.argwhere(expected != program.run(f"{name}_{optimize}", codes))
+            assert not len(bad), f"{name}, {optimize}: first difference at {bad[0]}"
 
 
 @pytest.mark.parametrize("how", BUILDS)
@@ -35,7 +48,18 @@ def test_random_graphs(how: str, tmp_path: Path, require_tool: Tool) -> None:
     compiler, flags = BUILDS[how]
     first = 12 * list(BUILDS).index(how)
     graphs = {f"n{seed}": random_graph(np.random.default_rng(seed)) for seed in range(first, first + 12)}
-    check(graphs, tmp_path, require_tool(compiler, compiler), flags)
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["speed"])
+
+
+@pytest.mark.parametrize("how", BUILDS)
+def test_plain_networks(how: str, tmp_path: Path, require_tool: Tool) -> None:
+    """What the compact runtime takes as a whole: formats, sizes, strides, paddings, poolings, both kinds of scales."""
+    compiler, flags = BUILDS[how]
+    first = 12 * list(BUILDS).index(how)
+    graphs = {f"p{seed}": plain_network(np.random.default_rng(seed)) for seed in range(first, first + 12)}
+    taken = [layer.compact for graph in graphs.values() for layer in plan_layers(graph, compact=True).layers]
+    assert all(taken)
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["flash"])
 
 
 def test_the_random_graphs_hold_every_operation() -> None:
@@ -50,6 +74,7 @@ def test_many_random_graphs(how: str, part: int, tmp_path: Path, require_tool: T
     compiler, flags = BUILDS[how]
     seeds = range(1000 + 40 * part, 1040 + 40 * part)
     graphs = {f"n{seed}": random_graph(np.random.default_rng(seed)) for seed in seeds}
+    graphs |= {f"p{seed}": plain_network(np.random.default_rng(seed)) for seed in seeds}
     check(graphs, tmp_path, require_tool(compiler, compiler), flags)
 
 

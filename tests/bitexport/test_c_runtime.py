@@ -134,6 +134,19 @@ def test_requantize_shift(runtime: Runtime, low: int, high: int) -> None:
         assert np.array_equal(got, exact(x, np.ones_like(x), b, s, low, high))
 
 
+@pytest.mark.parametrize("multiplier", [0, 1, 2, 3, 16384, 24577, 32767, 65535])
+def test_scale(runtime: Runtime, multiplier: int) -> None:
+    values = [v for v in EDGES if abs(v) < 2**30] + list(range(-9, 10))
+    biases = [0, 1, -1, 2**14, 2**29 + 12345, -(2**29), 2**30 - 1]
+    x, b, s = columns(values, biases, [s for s in (2, 3, 14, 15, 16, 20, 31) if multiplier < 2**s])
+    got = [
+        runtime.call("bit_scale", v, multiplier, *rest)
+        for v, *rest in zip(*(a.tolist() for a in (x, b, s)), strict=True)
+    ]
+    m = np.full_like(x, multiplier)
+    assert got == exact(x, m, b, s, LOW, HIGH).tolist()
+
+
 @pytest.mark.parametrize("thresholds", [[0], [LOW, HIGH], [-5, -5, 0, 3, 3, 3, HIGH], EDGES[:15], []])
 def test_threshold(runtime: Runtime, thresholds: list[int]) -> None:
     x = np.array(EDGES)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from bitcore.errors import BitLabError
-from bitexport.targets import TARGETS, CTarget
+from bitcore.graph import Graph, Requantize
+from bitexport.targets import TARGETS, CTarget, get_target
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.emulate import emulate
 from bitexport.targets.c.host import input_bytes
 from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.target import Manifest
-from graphs import random_graph
+from graphs import GraphMaker, plain_network, random_graph
 from networks import extreme_codes, random_chain
 
 Tool = Callable[[str, str], str]
@@ -54,6 +55,41 @@ def test_same_bits_in_the_emulator(target: str, tmp_path: Path, tools: Callable[
         assert (found.counts > 100).all()
 
 
+@pytest.mark.parametrize("target", CHIPS)
+def test_the_compact_runtime_in_the_emulator(target: str, tmp_path: Path, tools: Callable[[str], None]) -> None:
+    tools(target)
+    for seed in (4, 6):  # shifts, multipliers
+        graph = plain_network(np.random.default_rng(seed))
+        artifact = get_target(target, "flash").emit(graph, tmp_path / f"net{seed}", "network")
+        manifest = Manifest.load(artifact.folder)
+        plan = plan_layers(graph, manifest.limit, manifest.compact)
+        assert all(layer.compact for layer in plan.layers)
+        codes = extreme_codes(graph, 7)
+        files = [artifact.folder / file for file in manifest.sources]
+        found = emulate(CHIPS[target], "network", artifact.folder, files, plan, codes)
+        assert np.array_equal(found.outputs, graph.run(codes))
+
+
+def test_the_compact_runtime_is_taken_where_the_fast_one_does_not_fit(
+    tmp_path: Path, tools: Callable[[str], None]
+) -> None:
+    tools("rv32ec")
+    maker = GraphMaker(np.random.default_rng(0), (420,), "uint8")
+    maker.conv_formats = ["ternary"]
+    maker.linear(170)
+    maker.add(Requantize(np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.full(1, 6), 0, 255))
+    maker.linear(3)
+    graph = Graph(maker.spec, tuple(maker.nodes), 1.0)
+    artifact = get_target("rv32ec").emit(graph, tmp_path / "auto", "net")
+    assert Manifest.load(artifact.folder).optimize == "flash"
+    with pytest.raises(BitLabError, match="does not fit the CH32V003"):
+        get_target("rv32ec", "speed").emit(graph, tmp_path / "speed", "net")
+    with pytest.raises(BitLabError, match="target engine is not optimized for speed or flash"):
+        get_target("engine", "flash")
+    with pytest.raises(BitLabError, match="did you mean 'flash'"):
+        get_target("rv32ec", "flas")
+
+
 def test_the_firmware_project_builds_and_runs(tmp_path: Path, tools: Callable[[str], None], require_tool: Tool) -> None:
     make = require_tool("make", "make")
     graph = random_chain(np.random.default_rng(0), ["4bitsym", "ternary"], ["shift"], [20, 12, 11], "int8")
@@ -72,13 +108,15 @@ def test_the_firmware_project_builds_and_runs(tmp_path: Path, tools: Callable[[s
 
 def test_a_network_that_does_not_fit_is_refused(tmp_path: Path, tools: Callable[[str], None]) -> None:
     tools("rv32ec")
+    tools("atmega328p")
     rng = np.random.default_rng(0)
     large = random_chain(rng, ["8bit", "8bit"], ["shift"], [200, 120, 10], "int8")
     with pytest.raises(BitLabError, match=r"does not fit the CH32V003 \(rv32ec\), flash by [\d,]+ bytes; use fewer"):
         TARGETS["rv32ec"].emit(large, tmp_path / "flash", "net")
     wide = random_chain(rng, ["binary", "binary"], ["normshift"], [8, 1200, 3], "int8")
-    with pytest.raises(BitLabError, match=r"RAM by [\d,]+ bytes; RAM holds arena, input and 272 bytes of stack"):
-        TARGETS["rv32ec"].emit(wide, tmp_path / "ram", "net")
+    for target in ("rv32ec", "atmega328p"):  # with a linker script of ours, with the toolchain's
+        with pytest.raises(BitLabError, match=r"RAM by [\d,]+ bytes; RAM holds arena, input and [\d,]+ bytes of stack"):
+            TARGETS[target].emit(wide, tmp_path / "ram", "net")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,8 +1,10 @@
 """Targets: what an integer graph can be turned into. Each is checked against the interpreter, output by output."""
 
+from bitcore.errors import BitLabError, unknown
 from bitexport.targets.base import Artifact, Problem, Target
 from bitexport.targets.c import CTarget
 from bitexport.targets.c.chips import CHIPS
+from bitexport.targets.c.target import OPTIMIZE
 from bitexport.targets.engine import EngineTarget
 
 TARGETS: dict[str, Target] = {
@@ -12,4 +14,24 @@ TARGETS: dict[str, Target] = {
     "engine": EngineTarget(),
 }
 
-__all__ = ["TARGETS", "Artifact", "CTarget", "EngineTarget", "Problem", "Target"]
+__all__ = ["OPTIMIZE", "TARGETS", "Artifact", "CTarget", "EngineTarget", "Problem", "Target", "get_target"]
+
+
+def get_target(name: str, optimize: str | None = None) -> Target:
+    """Returns a target.
+
+    Args:
+        name: Its name.
+        optimize: One of `OPTIMIZE`, for C; by default the target's own choice.
+
+    Raises:
+        BitLabError: There is none of that name, or it has no such choice.
+    """
+    if name not in TARGETS:
+        raise unknown("target", name, TARGETS)
+    target = TARGETS[name]
+    if optimize is None:
+        return target
+    if not isinstance(target, CTarget):
+        raise BitLabError(f"target {name} is not optimized for speed or flash; that is for C and chips")
+    return CTarget(target.chip, optimize)

@@ -57,6 +57,7 @@ class Chip:
         emulator: What runs its programs.
         link: The linker script, relative to the chip's folder; "" for the toolchain's own.
         compiler: The compiler behind the prefix.
+        unlimited: Flags that lift the limits of the toolchain's own linker script, to measure what is too large.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Chip:
     emulator: Emulator
     link: str = ""
     compiler: str = "gcc"
+    unlimited: tuple[str, ...] = ()
     folder: Path = field(default=MCU, repr=False)
 
     @classmethod
@@ -86,6 +88,7 @@ class Chip:
         emulator = values.pop("emulator")
         emulator["arguments"] = tuple(emulator["arguments"])
         values |= {"flags": tuple(values["flags"]), "startup": tuple(values["startup"])}
+        values["unlimited"] = tuple(values.get("unlimited", ()))
         return cls(**{"flash": 0, "ram": 0, "stack": 0, **values}, emulator=Emulator(**emulator), folder=folder)
 
     def tool(self, name: str) -> str:

@@ -110,7 +110,7 @@ def measure_size(chip: Chip, name: str, folder: Path, sources: Sequence[Path], o
     Raises:
         BitLabError: As `link`; also if it exceeds the memories of a chip without a linker script of ours.
     """
-    flags = [*defines(name, chip), "-DBIT_NETWORK_PREDICT_ONLY"]
+    flags = [*defines(name, chip), "-DBIT_NETWORK_PREDICT_ONLY", *chip.unlimited]
     program = link(chip, [chip.folder.parent / "main.c", *sources], folder, out, flags)
     lines = subprocess.run(
         [chip.tool("size"), "-A", str(program)], capture_output=True, text=True, check=True

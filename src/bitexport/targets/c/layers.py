@@ -11,6 +11,7 @@ from bitcore.graph import Concat, Conv2d, Linear, MaxPool2d, NormShift, Op, Requ
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
+from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
 from bitexport.targets.c.plan import CPlan, Layer
@@ -40,6 +41,8 @@ class Layers:
             return ""
         if isinstance(op, Concat):
             return self.activations.function(layer) + "\n" + self._copies(layer)
+        if isinstance(op, Linear) and layer.coding:
+            return self._compact_dense(layer, op)
         if isinstance(op, Linear):
             kind, fields = "BitDense", self._dense(layer, op)
         elif isinstance(op, Conv2d):
@@ -71,6 +74,8 @@ class Layers:
             ]
         kinds = {Linear: "bit_dense", MaxPool2d: "bit_max_pool2d", SumPool2d: "bit_sum_pool2d"}
         function = kinds.get(type(op), "bit_map")
+        if layer.coding:
+            function = "bit_compact_dense"
         if isinstance(op, Conv2d):
             function = "bit_conv2d" if op.groups == 1 else "bit_grouped_conv2d"
         self.activations.files.add(f"{function}.c")
@@ -91,15 +96,11 @@ class Layers:
     def _source(self, name: str) -> str:
         return "buffers.input" if name == "input" else self._arena(name).strip("()")
 
-    def _final(self, layer: Layer) -> bool:
-        """Whether the caller's memory takes the result."""
-        return layer is self.plan.layers[-1] and self.plan.output_order is None
-
     def _target(self, layer: Layer) -> str:
-        return "(uint8_t *)output" if self._final(layer) else self._arena(layer.target).strip("()")
+        return "(uint8_t *)output" if self.plan.gives_scores(layer) else self._arena(layer.target).strip("()")
 
     def _stored(self, layer: Layer) -> str:
-        return "BIT_INT32" if self._final(layer) else _TYPES[layer.type.storage]
+        return "BIT_INT32" if self.plan.gives_scores(layer) else _TYPES[layer.type.storage]
 
     def _flip(self, layer: Layer) -> int:
         return 128 if self.plan.types[layer.source].storage == "int8" else 0
@@ -136,6 +137,25 @@ class Layers:
             "flip": self._flip(layer),
             "result": self._stored(layer),
         }
+
+    def _compact_dense(self, layer: Layer, op: Linear) -> str:
+        """The description of a compact dense layer, behind the function of its results where it needs one."""
+        label = self._label(layer)
+        order = self.activations.orders[layer.nodes[0].inputs[0]]
+        levels = op.levels if order is None else op.levels[:, order]
+        fields, arrays, files = weights_of(op, levels, layer.coding, layer.block)
+        self.activations.files.update(files)
+        scale, text = Scale.of(layer.nodes), ""
+        if scale is None:
+            text = self.activations.function(layer) + "\n"
+            fields["activate"] = f"{label}_value"
+        else:
+            arrays |= scale.arrays()
+            fields |= scale.fields()
+        names = {what: self.constants.add(f"{label}_{what}", *array) for what, array in arrays.items()}
+        names["codes"] = names.pop("weight")
+        every = {**fields, **names, "flip": self._flip(layer), "result": self._stored(layer)}
+        return text + _struct("BitCompactDense", f"{label}_layer", every)
 
     def _conv(self, layer: Layer, op: Conv2d) -> Fields:
         source = self.plan.types[layer.source]

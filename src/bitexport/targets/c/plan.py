@@ -7,7 +7,6 @@ it, and its result may creep over its input, row by row, as far as the input is 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -29,6 +28,8 @@ from bitcore.graph import (
 )
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor, narrow
+from bitexport.targets.c.compact import covered, sum_words, table_words
+from bitexport.targets.c.compact_dense import BLOCK, CODES, RICE, choose_coding, scratch_words
 from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.packing import columns_of
 
@@ -49,6 +50,8 @@ class Layer:
         type: The result's type, stored as narrow as its bounds allow.
         overwrites: The buffer in whose place the result may be written, element by element.
         block: Outputs that a weighted layer computes at a time; 0 for other layers.
+        compact: Whether the compact runtime runs it.
+        coding: How the weights of a compact dense layer are coded; "" for other layers.
     """
 
     nodes: tuple[Node, ...]
@@ -58,6 +61,8 @@ class Layer:
     type: IntTensor
     overwrites: str | None
     block: int = 0
+    compact: bool = False
+    coding: str = ""
 
     @property
     def source(self) -> str:
@@ -73,9 +78,21 @@ class Layer:
     def scratch(self) -> int:
         """Bytes of accumulators and tables."""
         op = self.nodes[0].op
-        if not isinstance(op, (Linear, Conv2d)) or not self.block:
+        if not isinstance(op, (Linear, Conv2d)):
             return 0
-        return 4 * (self.block + columns_of(get_format(op.format)).entries)
+        fmt = get_format(op.format)
+        if self.compact:
+            return 4 * (self.sums + table_words(fmt))
+        if self.coding:
+            return 4 * scratch_words(fmt, self.coding, self.block)
+        return 4 * (self.block + columns_of(fmt).entries) if self.block else 0
+
+    @property
+    def sums(self) -> int:
+        """Words of the compact runtime's sums; its table lies behind them."""
+        op = self.nodes[0].op
+        assert isinstance(op, (Linear, Conv2d))
+        return sum_words(get_format(op.format), len(op.levels))
 
 
 @dataclass(frozen=True)
@@ -88,12 +105,14 @@ class CPlan:
             ``"input"``, ``"output"`` and ``"scratch of NODE"``.
         types: The stored type of the input and of every result.
         output_order: For each output the element of the last result that it is, where the order differs.
+        anchor: Where the tables of all compact layers begin, behind their sums.
     """
 
     layers: tuple[Layer, ...]
     places: tuple[Buffer, ...]
     types: dict[str, IntTensor]
     output_order: Ints | None = None
+    anchor: int = 0
 
     @property
     def arena(self) -> int:
@@ -104,21 +123,31 @@ class CPlan:
         """Where a stretch begins."""
         return next(place.offset for place in self.places if place.name == name)
 
+    def gives_scores(self, layer: Layer) -> bool:
+        """Whether a layer's results are the network's scores."""
+        return layer is self.layers[-1] and self.output_order is None
 
-def plan_layers(graph: Graph, limit: int | None = None) -> CPlan:
+
+def plan_layers(graph: Graph, limit: int | None = None, compact: bool = False) -> CPlan:
     """Plans the layers of a graph and the arena.
 
     Weighted layers compute up to 64 outputs at a time. Where the arena must not exceed ``limit`` bytes, they begin with
-    8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first.
+    8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first. With ``compact``, the
+    compact runtime runs what it can.
     """
     layers = _layers(graph)
+    if compact:
+        layers = _compact_dense(_compact(graph, layers))
     if limit is None:
-        return _plan(graph, _in_blocks(layers, dict.fromkeys(range(len(layers)), _BLOCKS[0])))
-    most = dict.fromkeys(range(len(layers)), _BLOCKS[-1])
+        best = _plan(graph, _in_blocks(layers, [BLOCK if layer.coding else _BLOCKS[0] for layer in layers]))
+        if not any(layer.coding for layer in layers):
+            return best
+        limit = best.arena
+    most = [_BLOCKS[-1]] * len(layers)
     best = _plan(graph, _in_blocks(layers, most))
-    for i in sorted(most, key=lambda i: -layers[i].nodes[0].op.macs(layers[i].nodes[0].type)):
+    for i in sorted(range(len(most)), key=lambda i: -layers[i].nodes[0].op.macs(layers[i].nodes[0].type)):
         for block in _BLOCKS[:-1]:
-            plan = _plan(graph, _in_blocks(layers, {**most, i: block}))
+            plan = _plan(graph, _in_blocks(layers, [*most[:i], block, *most[i + 1 :]]))
             if plan.arena <= limit:
                 most[i], best = block, plan
                 break
@@ -128,8 +157,8 @@ def plan_layers(graph: Graph, limit: int | None = None) -> CPlan:
 def _plan(graph: Graph, layers: list[Layer]) -> CPlan:
     """Plans the arena of given layers.
 
-    Every stretch gets the lowest free address, one after the other; of several orders the smallest arena wins, and
-    changes places in that order as long as that helps.
+    Every stretch gets the lowest free address, one after the other; of several orders the smallest arena wins, after
+    changing places in the best of them, and in one with the input last, as long as that helps.
     """
     order = find_orders(graph)[graph.output.name]
     types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
@@ -138,13 +167,20 @@ def _plan(graph: Graph, layers: list[Layer]) -> CPlan:
     for i, layer in enumerate(layers):
         if i < len(layers) - 1 or order is not None:
             wanted.append(Buffer(layer.target, 0, layer.type.bytes, i, last.get(layer.target, i + 1)))
-        if layer.scratch:
+        if layer.scratch and not layer.compact:
             wanted.append(Buffer(f"scratch of {layer.target}", 0, layer.scratch, i, i))
     wanted.append(Buffer("output", 0, 4 * graph.output.type.size, len(layers) - 1, len(layers)))
     leads = {(layer.source, layer.target): _lead(layer, types) for layer in layers}
-    places = _improve([_arrange(sorted(wanted, key=order), leads, layers) for order in _ORDERS], leads, layers)
+    for layer in layers:
+        if layer.coding:  # results may take the place of the last block's sums as they are read
+            done = (layer.type.size - 1) // layer.block * layer.block * layer.type.item_bytes
+            leads[f"scratch of {layer.target}", layer.target] = -(-done // _ALIGNMENT) * _ALIGNMENT
+    arenas = [_arrange(sorted(wanted, key=order), leads, layers) for order in _ORDERS]
+    places = min((_improve(part, leads, layers) for part in (arenas[:-1], arenas[-1:])), key=_size)
+    anchor, scratch = _anchor(layers, places)
+    places = sorted([*places, *scratch], key=lambda place: place.first)
     inverse = None if order is None else np.argsort(order)
-    return CPlan(tuple(layers), tuple(sorted(places, key=lambda place: place.first)), types, inverse)
+    return CPlan(tuple(layers), tuple(places), types, inverse, anchor)
 
 
 _ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
@@ -153,6 +189,7 @@ _ORDERS: tuple[Callable[[Buffer], tuple[int, ...]], ...] = (
     lambda p: (-p.bytes * (p.last - p.first + 1), p.first),
     lambda p: (p.first, -p.bytes),
     lambda p: (-p.last, -p.bytes),
+    lambda p: (p.first < 0, -p.bytes, p.first),  # the input where the others leave room
 )
 
 
@@ -209,15 +246,41 @@ def _takes_pool(layer: Layer, pool: MaxPool2d) -> bool:
     return isinstance(op, Conv2d) and op.groups == 1 and apart and simple
 
 
-def _in_blocks(layers: list[Layer], most: dict[int, int]) -> list[Layer]:
-    """Divides the outputs of weighted layers into blocks of about the same size, ``most[i]`` (times 8) or fewer."""
+def _compact(graph: Graph, layers: list[Layer]) -> list[Layer]:
+    """Marks what the compact runtime runs."""
+    types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
+    ordered = find_orders(graph)[graph.output.name] is None
+
+    def marked(layer: Layer) -> bool:
+        final, simple = ordered and layer is layers[-1], len(layer.sources) == 1
+        return simple and covered(layer.nodes, layer.pool, types[layer.source], final)
+
+    return [replace(layer, compact=marked(layer)) for layer in layers]
+
+
+def _compact_dense(layers: list[Layer]) -> list[Layer]:
+    """Gives dense layers to the compact dense runtime.
+
+    That is those that the compact runtime does not run. Without compact convolutions it is all of them, if there are
+    such layers or Rice codes pay.
+    """
+    dense = {layer: op for layer in layers if isinstance(op := layer.nodes[0].op, Linear)}
+    coding = dict(zip(dense, choose_coding(list(dense.values())), strict=True))
+    others = {layer: CODES for layer in dense if not layer.compact}
+    if any(layer.compact and layer not in dense for layer in layers) or not (others or RICE in coding.values()):
+        coding = others
+    return [replace(layer, compact=False, coding=coding[layer]) if layer in coding else layer for layer in layers]
+
+
+def _in_blocks(layers: list[Layer], most: list[int]) -> list[Layer]:
+    """Divides the outputs of weighted layers into blocks of about the same size, ``most[i]`` or fewer."""
 
     def block(layer: Layer, most: int) -> int:
         op = layer.nodes[0].op
-        if isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1):
-            outputs = len(op.levels)
+        if not layer.compact and (isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1)):
+            outputs, step = len(op.levels), 2 if layer.coding else 8
             blocks = -(-outputs // most)
-            return outputs if blocks == 1 else -(-outputs // (8 * blocks)) * 8
+            return outputs if blocks == 1 else -(-outputs // (step * blocks)) * step
         return 0
 
     return [replace(layer, block=block(layer, most[i])) for i, layer in enumerate(layers)]
@@ -256,13 +319,29 @@ def _arrange(wanted: list[Buffer], leads: dict[tuple[str, str], int | None], lay
     return placed
 
 
+def _anchor(layers: list[Layer], places: list[Buffer]) -> tuple[int, list[Buffer]]:
+    """Finds the lowest address around which all compact layers find room: sums up to there, a table from there."""
+    compact = [(i, layer) for i, layer in enumerate(layers) if layer.compact]
+    anchor = max((4 * layer.sums for _, layer in compact), default=0)
+
+    def scratch(i: int, layer: Layer) -> Buffer:
+        return Buffer(f"scratch of {layer.target}", anchor - 4 * layer.sums, layer.scratch, i, i)
+
+    def clash(a: Buffer, b: Buffer) -> bool:
+        return b.first <= a.first <= b.last and a.offset < b.offset + b.bytes and b.offset < a.offset + a.bytes
+
+    while any(clash(scratch(*one), place) for one in compact for place in places):
+        anchor += _ALIGNMENT
+    return anchor, [scratch(*one) for one in compact]
+
+
+def _size(places: list[Buffer]) -> int:
+    return max(place.offset + place.bytes for place in places)
+
+
 def _improve(arenas: list[list[Buffer]], leads: dict[tuple[str, str], int | None], layers: list[Layer]) -> list[Buffer]:
     """Starts from the smallest arena and exchanges two stretches in its order as long as the arena shrinks."""
-
-    def size(places: list[Buffer]) -> int:
-        return max(place.offset + place.bytes for place in places)
-
-    best = min(arenas, key=size)
+    best = min(arenas, key=_size)
     better = len(best) <= _MOST_EXCHANGED
     while better:
         better = False
@@ -270,7 +349,7 @@ def _improve(arenas: list[list[Buffer]], leads: dict[tuple[str, str], int | None
             order = list(best)
             order[i], order[j] = order[j], order[i]
             arena = _arrange(order, leads, layers)
-            if size(arena) < size(best):
+            if _size(arena) < _size(best):
                 best, better = arena, True
     return best
 
@@ -281,15 +360,16 @@ def _lead(layer: Layer, types: dict[str, IntTensor]) -> int | None:
     if not isinstance(op, Conv2d) or len(layer.sources) > 1:
         return None
     channels, _, width = types[layer.source].shape
-    strides, pads = np.array(op.stride), np.array(op.padding)
-    if isinstance(layer.pool, Node):
+    strides, (_, rows, columns) = np.array(op.stride), layer.type.shape
+    again = 2 if layer.compact and layer.pool else 1  # it comes back to a result for each row of a pooling window
+    if layer.pool and not layer.compact:
         assert isinstance(layer.pool.op, MaxPool2d)
         strides = strides * layer.pool.op.stride
-    _, rows, columns = layer.type.shape
-    y = np.maximum(np.arange(rows) * strides[0] - pads[0], 0)
-    x = np.maximum(np.arange(columns) * strides[1] - pads[1], 0)
+    y = np.maximum(np.arange(again * rows) * strides[0] - op.padding[0], 0)
+    x = np.maximum(np.arange(again * columns) * strides[1] - op.padding[1], 0)
     needed = ((y[:, None] * width + x[None, :]) * channels * types[layer.source].item_bytes).ravel()
     needed = np.minimum.accumulate(needed[::-1])[::-1]  # by this pixel or a later one
-    pixel = layer.type.bytes // math.prod(layer.type.shape[1:])
-    written = (np.arange(len(needed)) + (1 if layer.pool else 2)) * pixel  # without pooling two pixels go together
+    pixel = layer.type.bytes // (rows * columns)
+    results = np.arange(rows * columns).reshape(rows, columns).repeat(again, 0).repeat(again, 1).ravel()
+    written = (results + (1 if layer.pool or layer.compact else 2)) * pixel  # the fast runtime takes pixels in pairs
     return max(0, -(-int((written - needed).max()) // _ALIGNMENT) * _ALIGNMENT)

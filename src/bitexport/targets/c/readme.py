@@ -16,7 +16,9 @@ def export_readme(source: CSource, chip: Chip | None = None) -> str:
     for node in graph.nodes:
         if isinstance(node.op, (Linear, Conv2d)):
             shape = "x".join(map(str, node.op.levels.shape))
-            rows.append(f"| {node.name} | {shape} | {node.op.format} | {source.weight_bytes(node.name)} |")
+            rice = source.rice.get(node.name)
+            coding = f", Rice codes: {rice[1] - rice[0]} bytes less" if rice else ""
+            rows.append(f"| {node.name} | {shape} | {node.op.format}{coding} | {source.weight_bytes(node.name)} |")
     layers = "\n".join(rows)
     return f"""\
 # {name}

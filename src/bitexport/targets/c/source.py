@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 from bitcore.graph import Conv2d, Graph, Linear
 from bitexport.targets.c.activation import Activations
+from bitexport.targets.c.compact_dense import DENSE_HEADER, RICE, coded_sizes
+from bitexport.targets.c.compact_source import COMPACT_HEADER, Compact
 from bitexport.targets.c.constants import Constant, Constants
 from bitexport.targets.c.layers import Layers
 from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.plan import CPlan, Layer, plan_layers
 
 _INDENT = "    "
-HEADERS = ("bit_runtime.h", "bit_formats.h", "bit_layers.h", "bit_store.h", "bit_table.h", "bit_pool.h")
+_HEADERS = ("bit_runtime.h", "bit_formats.h", "bit_layers.h", "bit_store.h", "bit_table.h", "bit_pool.h")
 
 
 @dataclass
@@ -24,6 +26,7 @@ class CSource:
         graph: The graph.
         name: The network's name, a C identifier.
         limit: Bytes that the arena should not exceed, see `plan_layers`.
+        compact: Whether the compact runtime runs what it can.
         plan: Layers and memory.
         runtime: The runtime's C files that the network needs, filled while the source is written.
     """
@@ -31,15 +34,28 @@ class CSource:
     graph: Graph
     name: str
     limit: int | None = None
+    compact: bool = False
     plan: CPlan = field(init=False)
     runtime: set[str] = field(default_factory=lambda: {"bit_argmax.c"})
 
     def __post_init__(self) -> None:
         """Plans the memory."""
-        self.plan = plan_layers(self.graph, self.limit)
+        self.plan = plan_layers(self.graph, self.limit, self.compact)
         self._constants = Constants()
-        activations = Activations(self.graph, self.plan, self._constants, find_orders(self.graph), self.runtime)
+        orders = find_orders(self.graph)
+        activations = Activations(self.graph, self.plan, self._constants, orders, self.runtime)
         self._layers = Layers(self.plan, self._constants, activations)
+        self._compact = Compact(self.plan, self._constants, orders, self.name)
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The runtime's headers."""
+        compact = [COMPACT_HEADER] if self._compact.layers else []
+        return (*_HEADERS, *compact, *([DENSE_HEADER] if self._dense else []))
+
+    @property
+    def _dense(self) -> bool:
+        return any(layer.coding for layer in self.plan.layers)
 
     @property
     def constants(self) -> list[Constant]:
@@ -50,6 +66,12 @@ class CSource:
         """Returns the bytes of a layer's packed weights, after `source`."""
         names = [f"{self._constants.label(node)}_{what}" for what in ("weight", "weight_bytes")]
         return sum(constant.bytes for constant in self.constants if constant.name in names)
+
+    @property
+    def rice(self) -> dict[str, tuple[int, int]]:
+        """Layers whose weights are Rice codes: their bytes, after `source`, and those of codes of a fixed size."""
+        found = ((layer.nodes[0].name, layer.nodes[0].op) for layer in self.plan.layers if layer.coding == RICE)
+        return {name: (self.weight_bytes(name), coded_sizes(op)[0]) for name, op in found if isinstance(op, Linear)}
 
     def header(self) -> str:
         """Returns ``NAME.h``."""
@@ -89,10 +111,11 @@ int {name}_predict(const int8_t *input);
 
     def source(self) -> str:
         """Returns ``NAME.c``."""
-        layers = "\n".join(self._layer(layer) for layer in self.plan.layers)
-        calls = "".join(f"{_INDENT}{call}\n" for layer in self.plan.layers for call in self._layers.call(layer))
-        order, reorder = self._layers.reorder()
-        upper, name = self.name.upper(), self.name
+        layers = [self._layer(layer) for layer in self.plan.layers if not layer.compact]
+        if self._compact.layers:
+            comments = [self._comment(layer) for layer in self._compact.layers]
+            layers.insert(0, self._compact.declare(comments))
+        name = self.name
         return f"""\
 /* {name}: a network exported by BitLab from a trained model. Generated; see README.md for its sizes.
  *
@@ -100,34 +123,78 @@ int {name}_predict(const int8_t *input);
 {self._map()} */
 #include "{name}.h"
 
-#include "bit_store.h"
+#include "{DENSE_HEADER if self._dense else "bit_store.h"}"
 
-{layers}
-{order}void {name}_run_in(const int8_t *input, int32_t *output, void *memory) {{
-    uint8_t *const arena = (uint8_t *)memory;
-    const BitBuffers buffers = {{(const uint8_t *)input, arena}};
-{calls}{reorder}}}
+{chr(10).join(layers)}
+{self._functions()}"""
 
+    def _functions(self) -> str:
+        """What the header declares."""
+        calls = "".join(f"{_INDENT}{call}\n" for layer in self.plan.layers for call in self._call(layer))
+        if "buffers" in calls:
+            calls = f"{_INDENT}const BitBuffers buffers = {{(const uint8_t *)input, arena}};\n{calls}"
+        order, reorder = self._layers.reorder()
+        upper, name, scores = self.name.upper(), self.name, self.plan.offset("output")
+        run = f"""\
 int32_t {name}_arena[({upper}_ARENA_SIZE + 3) / 4];
 
 void {name}_run(const int8_t *input, int32_t *output) {{ {name}_run_in(input, output, {name}_arena); }}
+"""
+        last = self.plan.layers[-1]
+        if last.compact and self.plan.gives_scores(last):  # it leaves its scores in the arena
+            return f"""\
+static void {name}_forward(const int8_t *input, uint8_t *arena) {{
+{calls}}}
 
+void {name}_run_in(const int8_t *input, int32_t *output, void *memory) {{
+    const int32_t *const scores = (const int32_t *)memory + {scores // 4};
+    {name}_forward(input, (uint8_t *)memory);
+    for (unsigned i = 0; i < {upper}_OUTPUT_SIZE; i++) {{
+        output[i] = scores[i];
+    }}
+}}
+
+{run}
 int {name}_predict(const int8_t *input) {{
-    int32_t *const output = {name}_arena + {self.plan.offset("output") // 4};
+    {name}_forward(input, (uint8_t *){name}_arena);
+    return bit_argmax({name}_arena + {scores // 4}, {upper}_OUTPUT_SIZE);
+}}
+"""
+        return f"""\
+{order}void {name}_run_in(const int8_t *input, int32_t *output, void *memory) {{
+    uint8_t *const arena = (uint8_t *)memory;
+{calls}{reorder}}}
+
+{run}
+int {name}_predict(const int8_t *input) {{
+    int32_t *const output = {name}_arena + {scores // 4};
     {name}_run(input, output);
     return bit_argmax(output, {upper}_OUTPUT_SIZE);
 }}
 """
+
+    def _call(self, layer: Layer) -> list[str]:
+        """The statements that run a layer."""
+        if not layer.compact:
+            return self._layers.call(layer)
+        offset = self.plan.offset(layer.source)
+        place = f"arena + {offset}" if offset else "arena"
+        return self._compact.call(layer, "(const uint8_t *)input" if layer.source == "input" else place)
 
     def _layer(self, layer: Layer) -> str:
         """The constants, functions and description of a layer, under a comment."""
         known = len(self.constants)
         text = self._layers.declare(layer)
         arrays = "\n".join(constant.declaration() for constant in self.constants[known:])
-        comment = "".join(f" * {line}\n" for line in self._comment(layer))
-        return f"/*{comment[2:-1]} */\n{arrays}\n{text}" if arrays else f"/*{comment[2:-1]} */\n{text}"
+        comment = self._comment(layer)
+        return f"{comment}{arrays}\n{text}" if arrays else f"{comment}{text}"
 
-    def _comment(self, layer: Layer) -> Iterator[str]:
+    def _comment(self, layer: Layer) -> str:
+        """What a layer is, as a comment."""
+        comment = "".join(f" * {line}\n" for line in self._lines(layer))
+        return f"/*{comment[2:-1]} */\n"
+
+    def _lines(self, layer: Layer) -> Iterator[str]:
         for node in (*layer.nodes, *([layer.pool] if layer.pool else [])):
             weights = ""
             if isinstance(node.op, (Linear, Conv2d)):

@@ -6,11 +6,11 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import bitcore.kernels
-from bitcore.errors import BitLabError
+from bitcore.errors import BitLabError, unknown
 from bitcore.graph import OPS, Conv2d, Graph, Linear, NormShift, Threshold
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT32
@@ -20,9 +20,11 @@ from bitexport.targets.c.firmware import DoesNotFitError, measure_size, write_pr
 from bitexport.targets.c.host import run_on_host
 from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.readme import export_readme
-from bitexport.targets.c.source import HEADERS, CSource
+from bitexport.targets.c.source import CSource
 
 MANIFEST_FILE = "export.json"
+OPTIMIZE = ("speed", "flash")
+"""Which runtime: the fast one, or the compact one where it runs a layer."""
 _RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
 _RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long "
@@ -41,6 +43,8 @@ class Manifest:
         limit: The arena's limit for `plan_layers`.
         sources: The C files to compile.
         files: All files, these included.
+        optimize: One of `OPTIMIZE`.
+        rice: Layers whose weights are Rice codes: their bytes, and those of codes of a fixed size.
     """
 
     name: str
@@ -48,6 +52,13 @@ class Manifest:
     limit: int | None
     sources: tuple[str, ...]
     files: tuple[str, ...]
+    optimize: str = OPTIMIZE[0]
+    rice: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def compact(self) -> bool:
+        """Whether the compact runtime runs what it can."""
+        return self.optimize == "flash"
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -73,12 +84,19 @@ class CTarget(Target):
 
     Args:
         chip: The chip that must hold the network; ``None`` for any machine.
+        optimize: One of `OPTIMIZE`; by default speed, and flash where that does not fit the chip.
+
+    Raises:
+        BitLabError: There is no such runtime.
     """
 
     name = "c"
 
-    def __init__(self, chip: Chip | None = None) -> None:
+    def __init__(self, chip: Chip | None = None, optimize: str | None = None) -> None:
+        if optimize not in (None, *OPTIMIZE):
+            raise unknown("runtime", optimize, OPTIMIZE)
         self.chip = chip
+        self.optimize = optimize
 
     def check(self, graph: Graph) -> list[Problem]:
         """Returns what C cannot express yet."""
@@ -126,42 +144,48 @@ class CTarget(Target):
         return Artifact(out, name)
 
     def _write(self, graph: Graph, folder: Path, name: str) -> None:
-        source = CSource(graph, name)
-        sources = self._write_source(source, folder)
-        excess = self._excess(folder, name, sources)
+        optimize = self.optimize or OPTIMIZE[0]
+        source, excess = self._fit(graph, name, optimize, folder)
+        if excess is not None and self.optimize is None:
+            optimize = OPTIMIZE[1]
+            source, excess = self._fit(graph, name, optimize, folder)
         if excess is not None:
-            source = CSource(graph, name, source.plan.arena - excess.ram)
-            if excess.ram <= 0 or source.plan.arena > (source.limit or 0):
-                raise excess
-            sources = self._write_source(source, folder)
-            excess = self._excess(folder, name, sources)
-            if excess is not None:
-                raise excess
+            raise excess
+        sources = (f"{name}.c", *sorted(source.runtime))
         graph.save(folder / GRAPH_FILE)
         (folder / "README.md").write_text(export_readme(source, self.chip))
         if self.chip is not None and self.chip.flash:
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
         target = self.chip.name if self.chip else self.name
-        manifest = Manifest(name, target, source.limit, sources, tuple(files))
+        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice)
         (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
-    def _write_source(self, source: CSource, folder: Path) -> tuple[str, ...]:
-        """Writes a network with the runtime files it needs; returns the C files' names."""
+    def _fit(self, graph: Graph, name: str, optimize: str, folder: Path) -> tuple[CSource, DoesNotFitError | None]:
+        """Writes a network with one of the runtimes, in less RAM if it exceeds the chip's; returns what it exceeds."""
+        source = CSource(graph, name, compact=optimize == "flash")
+        excess = self._excess(source, folder)
+        if excess is not None and excess.ram > 0:
+            source = CSource(graph, name, source.plan.arena - excess.ram, source.compact)
+            if source.plan.arena <= (source.limit or 0):
+                excess = self._excess(source, folder)
+        return source, excess
+
+    def _excess(self, source: CSource, folder: Path) -> DoesNotFitError | None:
+        """Writes a network with the runtime files it needs; compiles it for the chip and returns by what it exceeds."""
+        for path in folder.iterdir():
+            path.unlink()
         name = source.name
         (folder / f"{name}.c").write_text(source.source())
         (folder / f"{name}.h").write_text(source.header())
-        for file in (*HEADERS, *source.runtime):
+        for file in (*source.headers, *source.runtime):
             shutil.copyfile(_RUNTIME / file, folder / file)
-        return (f"{name}.c", *sorted(source.runtime))
-
-    def _excess(self, folder: Path, name: str, sources: tuple[str, ...]) -> DoesNotFitError | None:
-        """Compiles for the chip; returns by what the network exceeds it."""
         if self.chip is None or not self.chip.flash:
             return None
         with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
+            sources = [folder / f"{name}.c", *(folder / file for file in sorted(source.runtime))]
             try:
-                measure_size(self.chip, name, folder, [folder / file for file in sources], Path(temporary))
+                measure_size(self.chip, name, folder, sources, Path(temporary))
             except DoesNotFitError as error:
                 return error
         return None

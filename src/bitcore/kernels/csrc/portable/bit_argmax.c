@@ -2,11 +2,11 @@
 #include "bit_runtime.h"
 
 int bit_argmax(const int32_t *x, uint32_t n) {
-    int best = 0;
-    for (uint32_t i = 1; i < n; i++) {
-        if (x[i] > x[best]) {
-            best = (int)i;
+    const int32_t *best = x;
+    for (const int32_t *score = x; n != 0; n--, score++) {
+        if (*score > *best) {
+            best = score;
         }
     }
-    return best;
+    return (int)(best - x);
 }

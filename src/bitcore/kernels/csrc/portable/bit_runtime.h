@@ -12,8 +12,10 @@
 
 #if defined(__GNUC__)
 #define BIT_INLINE static inline __attribute__((always_inline))
+#define BIT_OUTLINE __attribute__((noinline)) /* an inner loop that has registers enough as a function of its own */
 #else
 #define BIT_INLINE static inline
+#define BIT_OUTLINE
 #endif
 
 /* Constants stay in flash: on AVR they are declared and read so, elsewhere they are ordinary memory. */
@@ -83,6 +85,10 @@ int32_t bit_requantize(int32_t x, int32_t multiplier, int64_t bias, unsigned shi
 
 /* The same with multiplier 1, where x + bias fits int32, taken modulo 2**32; 0 <= shift <= 31. */
 int32_t bit_requantize_shift(int32_t x, int32_t bias, unsigned shift, int32_t low, int32_t high);
+
+/* round((x * multiplier + bias) / 2**shift), ties to even, in 32 bits: multiplier < 2**shift, 2 <= shift <= 31, and
+ * |x| + |bias| fits int32. */
+int32_t bit_scale(int32_t x, uint32_t multiplier, int32_t bias, unsigned shift);
 
 /* How many of the rising thresholds, in flash, are <= x. */
 int32_t bit_threshold(int32_t x, const int32_t *thresholds, uint32_t count);

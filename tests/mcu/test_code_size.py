@@ -1,0 +1,75 @@
+"""What the compact runtime of fully connected networks takes on the smallest chip."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitcore.graph import Graph, InputSpec, Linear, Node, Requantize
+from bitexport.targets import CTarget
+from bitexport.targets.c.chips import CHIPS
+from bitexport.targets.c.firmware import defines, link
+from networks import random_linear
+
+START = {"_start", "main", "network_wait", "network_resume", "memset", "memcpy", "memmove"}
+FORMATS = {
+    "binary": {"bit_compact_digits", "bit_compact_fill"},
+    "ternary": {"bit_compact_5bit", "bit_compact_fill"},
+    "2bitsym": {"bit_compact_digits", "bit_compact_fill"},
+    "4bitsym": {"bit_compact_4bit"},
+    "8bit": {"bit_compact_8bit"},
+    "fp130": {"bit_compact_levels"},
+    "nf4": {"bit_compact_levels"},
+}
+
+
+def network(name: str, crowded: bool = False) -> Graph:
+    """Three layers with scales for each output, products beyond 32 bits; with ``crowded`` weights, Rice codes pay."""
+    rng = np.random.default_rng(0)
+    spec = InputSpec((800 if name in ("binary", "ternary", "2bitsym") else 128,), "int8", 0.5)
+    nodes: list[Node] = []
+    source, kind = "input", spec.type
+    for i, outputs in enumerate((48, 24, 10)):
+        linear = random_linear(rng, kind, outputs, name, bias=i == 2)
+        if crowded:
+            linear = Linear(linear.levels * 0 + rng.choice([-1, 1, 3], linear.levels.shape), name, linear.bias)
+        kind = linear.infer(kind)
+        nodes.append(Node(f"fc{i}", linear, (source,), kind))
+        source = f"fc{i}"
+        if i < 2:
+            multiplier, bias = rng.integers(2**13, 2**15, outputs), rng.integers(-(2**20), 2**20, outputs)
+            scale = Requantize(multiplier, bias, rng.integers(20, 22, outputs), 0, 255)
+            kind = scale.infer(kind)
+            nodes.append(Node(f"scale{i}", scale, (source,), kind))
+            source = f"scale{i}"
+    return Graph(spec, tuple(nodes), 0.5)
+
+
+def functions(graph: Graph, folder: Path) -> dict[str, int]:
+    """Links the smallest program; returns the bytes of its functions without the start-up."""
+    chip = CHIPS["rv32ec"]
+    artifact = CTarget(chip, "flash").emit(graph, folder / "net", "net")
+    sources = [chip.folder.parent / "main.c", *artifact.folder.glob("*.c")]
+    flags = [*defines("net", chip), "-DBIT_NETWORK_PREDICT_ONLY"]
+    program = link(chip, sources, artifact.folder, folder / "program", flags)
+    listing = subprocess.run([chip.tool("nm"), "-S", program], capture_output=True, text=True, check=True).stdout
+    symbols = [words for words in map(str.split, listing.splitlines()) if len(words) == 4 and words[2] in "tT"]
+    return {name: int(size, 16) for _, size, _, name in symbols if name not in START}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.usefixtures("toolchain")
+def test_a_format_runs_in_a_kilobyte(name: str, tmp_path: Path) -> None:
+    found = functions(network(name), tmp_path)
+    always = {"bit_compact_dense", "bit_scale", "bit_argmax"}
+    assert {function for function in found if function.startswith("bit_")} == always | FORMATS[name]
+    assert not [function for function in found if function.startswith("__")], "libgcc: a multiplication, or 64 bits"
+    assert sum(found.values()) <= 1024, found
+
+
+@pytest.mark.usefixtures("toolchain")
+def test_rice_codes_run_in_a_kilobyte(tmp_path: Path) -> None:
+    found = functions(network("4bitsym", crowded=True), tmp_path)
+    assert "bit_compact_rice" in found
+    assert sum(found.values()) <= 1024, found
