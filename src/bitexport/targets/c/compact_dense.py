@@ -24,7 +24,7 @@ BLOCK = 40  # outputs that are computed at a time: few need little RAM, many pas
 _ROW = 80  # weights, at most, that share the size byte of a row of Rice codes
 _LARGEST = 22  # magnitude of a Rice code, so that the size of a row fits its byte
 _DECODER = 214  # bytes of the decoder on rv32ec
-_WORTH = 16  # Rice codes must save a 16th
+_WORTH = 8  # Rice codes must save an eighth
 _ROWS = {  # what adds a row of codes, by the fast runtime's way to take a format
     "bit_columns_binary": "bit_compact_digits",
     "bit_columns_2bit": "bit_compact_digits",
@@ -129,7 +129,7 @@ def _even(block: int) -> int:
 def choose_coding(ops: Sequence[Linear]) -> list[str]:
     """Returns how the weights of compact dense layers are coded.
 
-    Rice codes are decoded bit by bit: they are taken where they save a 16th of a layer's weights, if all that they save
+    Rice codes are decoded bit by bit: they are taken where they save an eighth of a layer's weights, if all that they save
     exceeds the decoder.
     """
     saved = [codes - rice if rice * _WORTH <= codes * (_WORTH - 1) else 0 for codes, rice in map(coded_sizes, ops)]

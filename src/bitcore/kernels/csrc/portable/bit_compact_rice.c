@@ -10,6 +10,8 @@ typedef struct {
     uint32_t end; /* END, in a register where the compiler would otherwise make it again for each bit */
 } Stream;
 
+BIT_INLINE uint32_t refill(const uint8_t *codes) { return (uint32_t)BIT_FLASH8(codes) << 24 | END >> 8; }
+
 /* Adds the weights that one input meets. */
 static BIT_OUTLINE void add_input(Stream *stream, uint32_t above, uint32_t step, uint32_t *sum, const uint32_t *last) {
     const uint8_t *codes = stream->codes;
@@ -19,7 +21,7 @@ static BIT_OUTLINE void add_input(Stream *stream, uint32_t above, uint32_t step,
         uint32_t value = above - step;
         uint32_t more = step;
         if (bits == end) {
-            bits = (uint32_t)BIT_FLASH8(codes++) << 24 | END >> 8;
+            bits = refill(codes++);
         }
         if (bits >= END) { /* negative */
             value = above;
@@ -29,7 +31,7 @@ static BIT_OUTLINE void add_input(Stream *stream, uint32_t above, uint32_t step,
             value += more;
             bits <<= 1;
             if (bits == end) {
-                bits = (uint32_t)BIT_FLASH8(codes++) << 24 | END >> 8;
+                bits = refill(codes++);
             }
         } while (bits >= END);
         bits <<= 1;
