@@ -129,8 +129,8 @@ def _even(block: int) -> int:
 def choose_coding(ops: Sequence[Linear]) -> list[str]:
     """Returns how the weights of compact dense layers are coded.
 
-    Rice codes are decoded bit by bit: they are taken where they save an eighth of a layer's weights, if all that they save
-    exceeds the decoder.
+    Rice codes are decoded bit by bit: they are taken where they save an eighth of a layer's weights, if all that they
+    save exceeds the decoder.
     """
     saved = [codes - rice if rice * _WORTH <= codes * (_WORTH - 1) else 0 for codes, rice in map(coded_sizes, ops)]
     return [RICE if size and sum(saved) > _DECODER else CODES for size in saved]
