@@ -14,7 +14,6 @@ from typing import Any
 
 from bitcore.config import FLOAT
 from bitcore.files import write_atomically
-from bitexport.targets.c.target import Manifest
 from bitlab.footprint import layer_footprints, totals
 from bitlab.measure import measure_export
 from bitlab.pages import with_table
@@ -69,16 +68,14 @@ def publish(
         "activations": sorted({layer.activations for layer in layers}),
         "sizes": {"weights": sum(layer.bytes for layer in layers)},
     }
-    accuracy = {
-        "float": measure(open_checkpoint(twin))["accuracy"],
-        "fake_quantized": measure(checkpoint)["accuracy"],
-    }
     if FLOAT in result["activations"]:
-        result |= {"dataset": checkpoint.extra["dataset"], "accuracy": accuracy, "mismatches": None}
+        result |= {"dataset": checkpoint.extra["dataset"], "mismatches": None}
     else:
-        report = verify(run, max_samples=compared, target=target).to_dict()
+        report = verify(run, None if compared else twin, max_samples=compared, target=target).to_dict()
         result |= {"sizes": totals(make_graph(checkpoint)).to_dict(), **report, "compared_with": target}
-        result["accuracy"] = accuracy if compared else report["accuracy"] | accuracy
+    if compared or FLOAT in result["activations"]:  # the whole test set has not been measured yet
+        accuracies = {"float": measure(open_checkpoint(twin)), "fake_quantized": measure(checkpoint)}
+        result["accuracy"] = {name: measured["accuracy"] for name, measured in accuracies.items()}
     result["chips"] = [_on_chip(checkpoint, chip, samples) for chip in chips]
     path = folder / f"{recipe['name']}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")
@@ -89,8 +86,8 @@ def _on_chip(checkpoint: Checkpoint, chip: str, samples: int) -> dict[str, Any]:
     name, _, runtime = chip.partition(":")
     with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
         out = Path(folder) / "network"
-        artifact, _ = export(checkpoint, out, "network", name, runtime or None)
-        return {"runtime": Manifest.load(artifact.folder).optimize, **measure_export(out, name, samples=samples)}
+        export(checkpoint, out, "network", name, runtime or None)
+        return measure_export(out, name, samples=samples)
 
 
 def _seconds(metrics: Path) -> int:
@@ -161,7 +158,7 @@ def _chip_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     for chip in result["chips"]:
         counter = next(unit for unit in ("instructions", "cycles") if unit in chip)
         run = f"{chip[counter]:,} {counter}"
-        runtime = "compact" if chip.get("runtime") == "flash" else "fast"
+        runtime = "compact" if chip["optimize"] == "flash" else "fast"
         sizes = f"{chip['flash']:,}", f"{chip['ram']:,}"
         rows.append((*network, f"{chip['chip']} ({chip['target']})", runtime, *sizes, run))
     return rows
