@@ -66,15 +66,7 @@ memcpy:
     .globl  memmove
 memmove:
     bgtu    a0, a1, 3f
-    add     a2, a2, a0
-    mv      a3, a0
-    j       2f
-1:  lbu     a4, 0(a1)
-    sb      a4, 0(a3)
-    addi    a1, a1, 1
-    addi    a3, a3, 1
-2:  bltu    a3, a2, 1b
-    ret
+    tail    memcpy
 3:  add     a3, a0, a2
     add     a1, a1, a2
     j       5f
