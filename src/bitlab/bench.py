@@ -1,7 +1,8 @@
 """`bitlab bench`: packed layers against torch, onnxruntime and ggml, and against the machine's own limits.
 
 All contestants of a case take turns, a few milliseconds each, round after round, so that what else the machine does
-meets all of them. On one thread the thread's processor time counts, else wall time; reported is the median.
+meets all of them. On one thread the thread's processor time counts, else wall time; reported is the median. On several
+threads a pause stands before each turn, in which the threads of the contestant before stop waiting for more work.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from bitlab.rivals import FLOAT, GGML, ONEDNN, RIVALS, Run
 from bitlayers import BitLinear
 
 _SLICE = 4e-3  # seconds of a contestant's turn
+_PAUSE = 20e-3  # seconds before a turn on several threads
 _COLD = 192 * 2**20  # bytes of layers that are cycled, so that each comes from DRAM
 
 
@@ -125,6 +127,9 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, dict[str, float]
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, (run, layers) in runs.items():
+            if threads > 1:
+                time.sleep(_PAUSE)
+                run()
             start = clock()
             for _ in range(repeats[name]):
                 run()
@@ -145,14 +150,14 @@ def limits(threads: int) -> dict[str, float]:
     found = {}
     for name, size in (("L2", 2**19), ("L3", 2**22), ("DRAM", 2**28)):
         memory = [torch.ones(size, dtype=torch.uint8) for _ in range(threads)]
-        count = max(1, 2**25 // size)
+        count = 2**29 // size
 
         def read(i: int, memory: list[torch.Tensor] = memory, size: int = size, count: int = count) -> None:
             for _ in range(count):
                 native.bit_limit_read(memory[i].data_ptr(), size)
 
         found[name] = size * count * threads / _best_time(read, threads) / 1e9
-    rounds = 100_000
+    rounds = 1_000_000  # several milliseconds, next to which starting a thread is nothing
     found["dot"] = rounds * 1024 * threads / _best_time(lambda i: native.bit_limit_dot(rounds), threads) / 1e9
     found["count"] = rounds * 8192 * threads / _best_time(lambda i: native.bit_limit_count(rounds), threads) / 1e9
     return found

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from bitcore.engine import Engine
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph
 from bitexport import lower
@@ -67,6 +68,19 @@ def measure(checkpoint: Checkpoint, dataset: str | None = None, max_samples: int
     where = {key: recipe[key] for key in ("loading", "workers") if key in recipe}
     found = evaluate(checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples, **where)
     return {"dataset": name, **found}
+
+
+def measure_integers(checkpoint: Checkpoint) -> float:
+    """Returns the accuracy of a checkpoint's integer graph on the test split, by the engine.
+
+    Raises:
+        BitLabError: As `make_graph`.
+    """
+    graph, preprocessing = make_graph(checkpoint), checkpoint.preprocessing
+    network, split = Engine(graph), load_split(checkpoint.extra["dataset"], preprocessing)
+    chunks = split.images.split(500)
+    scores = np.concatenate([network.run(graph.input.quantize(preprocessing(images))) for images in chunks])
+    return float((scores.argmax(1) == split.labels.numpy()).mean())
 
 
 def make_graph(checkpoint: Checkpoint) -> Graph:

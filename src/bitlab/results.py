@@ -17,7 +17,7 @@ from bitcore.files import write_atomically
 from bitlab.footprint import layer_footprints, totals
 from bitlab.measure import measure_export
 from bitlab.pages import with_table
-from bitlab.pipeline import Checkpoint, export, make_graph, measure, open_checkpoint, verify
+from bitlab.pipeline import Checkpoint, export, make_graph, measure, measure_integers, open_checkpoint, verify
 
 Row = Callable[[dict[str, Any]], Sequence[Sequence[str]]]
 
@@ -44,7 +44,7 @@ def publish(
             runtime, see `bitexport.targets.CTarget`.
         samples: Images that each of them runs.
         target: What is compared with the interpreter, ``c`` or ``engine``: C is slow on large networks.
-        compared: Compare only so many images.
+        compared: Compare only so many images; accuracy is still that of all of them.
 
     Returns:
         The file.
@@ -76,6 +76,8 @@ def publish(
     if compared or FLOAT in result["activations"]:  # the whole test set has not been measured yet
         accuracies = {"float": measure(open_checkpoint(twin)), "fake_quantized": measure(checkpoint)}
         result["accuracy"] = {name: measured["accuracy"] for name, measured in accuracies.items()}
+        if result["mismatches"] is not None:
+            result["accuracy"]["integer"] = measure_integers(checkpoint)
     result["chips"] = [_on_chip(checkpoint, chip, samples) for chip in chips]
     path = folder / f"{recipe['name']}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")

@@ -245,7 +245,8 @@ def test_publish_and_the_table(tmp_path, trained):
     assert "digits-mlp" in table and "3,232" in table and f"{100 * result['accuracy']['c']:.2f} %" in table
     assert f"C: 0 of {result['samples']} images differ" in table
     assert with_table(f"a\n{BEGIN}\nold\n{END}\nb", table) == f"a\n{BEGIN}\n{table}\n{END}\nb"
-    publish(trained, trained, tmp_path / "results", target="engine", compared=7)
+    path = publish(trained, trained, tmp_path / "results", target="engine", compared=7)
+    assert json.loads(path.read_text())["accuracy"]["integer"] == result["accuracy"]["integer"]  # of all images
     assert "engine: 0 of 7 images differ" in results_tables(tmp_path / "results")
 
 
