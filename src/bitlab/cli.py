@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # many threads on a busy machine 
 import typer
 
 from bitcore.errors import BitLabError, unknown
-from bitlab import console
+from bitlab import console, reports
 from bitlab.options import recipe_flags
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def quickstart(
     if json:
         console.show_json(result)
     else:
-        _show_report(result)
+        reports.show_report(result)
         sizes = result["sizes"]
         rows = [
             (
@@ -107,7 +107,7 @@ def train(
     if json:
         console.show_json(result)
     else:
-        _show_measure(result)
+        reports.show_measure(result)
 
 
 @app.command()
@@ -119,7 +119,7 @@ def evaluate(checkpoint: CheckpointPath, dataset: Dataset = None, samples: Sampl
     if json:
         console.show_json(result)
     else:
-        _show_measure(result)
+        reports.show_measure(result)
 
 
 @app.command()
@@ -218,14 +218,14 @@ def fit(
     chosen = tuple(formats or DEFAULT_FORMATS)
     wanted = search.Search(target, budget, base, epochs, family, chosen, validation, max_train_samples)
     with console.err.status("") as status:
-        show = (lambda _: None) if json else _show_trial
+        show = (lambda _: None) if json else reports.show_trial
         fitter = search.Fitter(wanted, out, resume, show, status.update)
         complete = fitter.run(trials)
     best = fitter.best
     if json:
         console.show_json({"folder": str(out), "complete": complete, "best": best})
     elif best is not None:
-        _show_trial(best, "Best")
+        reports.show_trial(best, "Best")
         console.out.print(f"{out}: study.json, pareto.png, best.yaml. Train it: bitlab train {out / 'best.yaml'}")
         if best.get("optimize") == "flash":
             console.out.print("It fits with the compact runtime: bitlab export with --optimize flash")
@@ -254,7 +254,7 @@ def verify(
     if json:
         console.show_json(result)
     else:
-        _show_report(result)
+        reports.show_report(result)
     _exit_on_mismatch(result)
 
 
@@ -325,49 +325,6 @@ def publish(
 
     path = results.publish(run, float_twin, out, chips or (), samples, target, compared)
     console.out.print(f"{path} is written; refresh the README's tables with: python -m bitlab.results")
-
-
-_TARGET_NAMES = {"c": "C", "engine": "the engine"}
-_COSTS = {"parameters": "parameters", "flash": "B flash", "ram": "B RAM", "instructions": "instructions"}
-
-
-def _show_measure(result: dict[str, Any]) -> None:
-    counted = f"{result['correct']:,} of {result['samples']:,} images"
-    console.out.print(
-        f"{result['dataset']}: {console.percent(result['accuracy'])} ({counted}), loss {result['loss']:.4f}"
-    )
-    if "folder" in result:
-        console.out.print(f"Run folder: {result['folder']}")
-
-
-def _show_trial(row: dict[str, Any], title: str = "") -> None:
-    costs = [f"{row[name]:,} {unit}" for name, unit in _COSTS.items() if row.get(name) is not None]
-    found = console.percent(row["accuracy"]) if row["state"] == "finished" else f"{row['state']}: {row['reason']}"
-    text = ", ".join([*costs, found])
-    console.out.print(f"{title or row['number']}: {console.escape(row['network'])}: {text}", soft_wrap=True)
-
-
-def _show_report(result: dict[str, Any]) -> None:
-    accuracy = result["accuracy"]
-    target = next(name for name in _TARGET_NAMES if name in accuracy)
-    rows = [
-        ("full precision (twin)", console.percent(accuracy["float"])),
-        ("fake-quantized (PyTorch)", console.percent(accuracy["fake_quantized"])),
-        ("integer graph (interpreter)", console.percent(accuracy["integer"])),
-        (_TARGET_NAMES[target], console.percent(accuracy[target])),
-    ]
-    differing = result["classes_differing_between_fake_quantized_and_integer"]
-    console.show_table(f"{result['dataset']}, {result['samples']:,} test images", ("network", "accuracy"), rows)
-    if differing is not None:
-        console.out.print(f"Fake-quantized and integer classes differ on {differing} of {result['samples']:,} images.")
-    compared = (
-        f"{result['outputs_compared']:,} outputs of {result['samples']:,} images compared with {_TARGET_NAMES[target]}"
-    )
-    if result["mismatches"]:
-        console.out.print(f"[bold red]FAILED[/]: {compared}: {result['mismatches']:,} images differ. First: "
-                          f"{result['first_mismatch']}.")  # fmt: skip
-    else:
-        console.out.print(f"[bold green]Verified[/]: {compared}: 0 mismatches.")
 
 
 def _exit_on_mismatch(result: dict[str, Any]) -> None:
