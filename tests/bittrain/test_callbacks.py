@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
 from bitcore.presets import get_preset
-from bitcore.quantizers import Quantizer
+from bitcore.quantizers import Quantizer, Tracked
 from bitlayers import quantize
 from bitlayers.base import BitLayer
 from bitlayers.fusion import train_fused
@@ -334,13 +334,14 @@ def last_row(run: Path) -> dict[str, str]:
         return list(csv.DictReader(file))[-1]
 
 
-@pytest.mark.parametrize("preset", ["bitnet-cnn", "lsq-4", "twn"])
+@pytest.mark.parametrize("preset", ["bitnet-cnn", "lsq-4", "twn", "mcu-ternary-static"])
 def test_frozen_scales_stay(preset: str, tmp_path: Path) -> None:
     scales: list[list[Tensor]] = []
 
     def note(_: Any, module: Classifier) -> None:
         layers = [m for m in module.model.modules() if isinstance(m, BitLayer)]
-        scales.append([layer.quantized_weight().scale.clone() for layer in layers])
+        ranges = [m.range.clone() for m in module.model.modules() if isinstance(m, Tracked)]
+        scales.append([layer.quantized_weight().scale.clone() for layer in layers] + ranges)
 
     recipe = RECIPE.replace(quant=preset, methods=["freeze-scales epochs=1"])
     fit(recipe, tmp_path / "run", progress=False, callbacks=[Watch(note)])

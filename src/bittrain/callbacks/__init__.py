@@ -6,7 +6,7 @@ from bittrain.callbacks.oscillation import OscillationDampening, OscillationFree
 from bittrain.callbacks.penalty import PactPenalty
 from bittrain.callbacks.profit import ProgressiveQuantization
 from bittrain.callbacks.registry import METHODS, make_callbacks, method
-from bittrain.callbacks.scales import FreezeWeightScales
+from bittrain.callbacks.scales import FreezeScales
 from bittrain.callbacks.stages import StagedQuantization
 from bittrain.callbacks.temperature import EstimatorTemperature
 
@@ -14,7 +14,7 @@ __all__ = [
     "METHODS",
     "BatchNormReestimation",
     "EstimatorTemperature",
-    "FreezeWeightScales",
+    "FreezeScales",
     "FusedBatchNorm",
     "OscillationDampening",
     "OscillationFreezing",

@@ -1,4 +1,4 @@
-"""Weight scales that stay from an epoch on."""
+"""Scales that stay from an epoch on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
-from bitcore.quantizers import FromValues
+from bitcore.quantizers import FromValues, Tracked
 from bittrain.callbacks.registry import method, quantized_layers
 from bittrain.module import Classifier
 
 
 @method("freeze-scales")
-class FreezeWeightScales(Callback):
-    """Keeps every weight scale constant after some epochs, so that weights settle on a grid that no longer moves.
+class FreezeScales(Callback):
+    """Keeps every weight scale and tracked range constant after some epochs: what is learned then stays on one grid.
 
-    Scales computed from the weights are held as they are (the checkpoint has them), learned ones get no gradient.
+    Weight scales computed from the weights are held as they are (the checkpoint has them), learned ones get no
+    gradient; ranges of activations stop following the batches. Scales that are powers of two need it most: one that
+    lies between two of them otherwise doubles and halves to the end, however small the learning rate.
 
     Args:
         epochs: Epochs before that.
@@ -32,6 +34,9 @@ class FreezeWeightScales(Callback):
         """Holds the scales that are not held yet."""
         if trainer.current_epoch < self.epochs:
             return
+        for module in pl_module.model.modules():
+            if isinstance(module, Tracked):
+                module.eval()
         for layer in quantized_layers(pl_module.model).values():
             quantizer = layer.weight_quantizer
             assert quantizer is not None
