@@ -1,4 +1,4 @@
-"""3×3 convolutions of ResNet-18's four shapes, batch 1: the engine against onnxruntime's int8 and torch's float32.
+"""3×3 convolutions of ResNet-18's four shapes, batch 1: engine and packed layers, onnxruntime's int8, torch's float32.
 
 Each case is a chain of convolutions with what follows each of them (int8 activations in, int8 out), so that a network's
 input and output hardly count. All cases take turns; the figures are the least and the median CPU time of one
@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from peers import quantized_convolutions, runner
 
+from bitcore import BitQuantConfig
 from bitcore.engine import Engine
 from bitcore.formats import get_format
 from bitcore.graph import Conv2d, Graph, InputSpec, Node, Op, Requantize, SumPool2d, Threshold
+from bitlayers import BitConv2d, pack
 
 SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
 CHAIN = 12
@@ -60,6 +62,17 @@ def float32(channels: int, size: int) -> Callable[[], Any]:
     return torch.no_grad()(lambda: model(x))
 
 
+def layers(channels: int, size: int, weight: str) -> Callable[[], Any]:
+    """Returns a function that runs a chain of packed layers, each from float to float."""
+    config = BitQuantConfig(weight, weight_granularity="per_channel", activation_dtype="int8", activation_scale="unit")
+    model = torch.nn.Sequential(
+        *(BitConv2d(channels, channels, 3, padding=1, quant_config=config) for _ in range(CHAIN))
+    )
+    pack(model.eval())
+    x = torch.randn(1, channels, size, size)
+    return torch.no_grad()(lambda: model(x))
+
+
 def interleaved(cases: dict[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Returns the least and the median time of each case, in seconds, all taking turns."""
     times: dict[str, list[float]] = {name: [] for name in cases}
@@ -83,6 +96,7 @@ def main() -> None:
     for channels, size in SHAPES:
         x = np.random.default_rng(0).integers(0, 128, (1, channels, size, size)).astype(np.uint8)
         cases = {f"engine {w} x {a}": engine(channels, size, w, a) for w, a in WEIGHTS.items()}
+        cases["BitConv2d ternary x int8, float to float"] = layers(channels, size, "ternary")
         cases["onnxruntime int8"] = runner(quantized_convolutions(channels, size, CHAIN), x, options.threads)
         cases["torch float32"] = float32(channels, size)
         found = interleaved(cases, options.rounds, clock)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitcore.config import FLOAT
 from bitcore.engine.convolution import EngineConv2d, Geometry
+from bitcore.engine.fused import FusedConv2d
 from bitcore.formats import FORMATS, NumberFormat
 from bitcore.graph import Conv2d
 from bitcore.graph.ops import Ints
@@ -85,17 +86,25 @@ def linear_is_right(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
 
 
 def conv2d_is_right(kernel: Kernel, fmt: NumberFormat, activation: str) -> bool:
-    """Whether a padded 3 × 3 convolution of 2 × 5 × 4 × 5 activations to 70 channels is that of plain int64."""
+    """Whether a padded 3 × 3 convolution of 2 × 5 × 4 × 5 activations to 70 channels is that of plain int64.
+
+    So is the layer from float to float, whose scales are 1.
+    """
     x, levels = _draw(fmt, activation, (2, 5, 4, 5), (70, 5, 3, 3))
     weight = QTensor(torch.from_numpy(levels).float(), torch.ones(()), fmt).pack()
     assert isinstance(kernel, EngineConv2d)
     geometry = Geometry(tuple(levels.shape), (1, 1), (1, 1), (1, 1), 1)
+    x = x.clamp(min=FORMATS[activation].low)
     try:
-        y = kernel(x, kernel.prepare(weight, activation, geometry), weight, activation, geometry)
+        tiles = kernel.prepare(weight, activation, geometry)
+        y = kernel(x, tiles, weight, activation, geometry)
+        layer = FusedConv2d(tiles, geometry, fmt.name, activation, torch.ones(()), None, False)
+        real = layer(x.float(), torch.ones(()))
     except (ValueError, RuntimeError):
         return False
     op = Conv2d(levels, fmt.name, np.zeros(1, np.int64), (1, 1), (1, 1), (1, 1), 1)
-    return np.array_equal(y.numpy(), op.reference(x.numpy().astype(np.int64)))
+    expected = op.reference(x.numpy().astype(np.int64))
+    return np.array_equal(y.numpy(), expected) and np.array_equal(real.numpy(), expected.astype(np.float32))
 
 
 _TESTS = {"linear": linear_is_right, "conv2d": conv2d_is_right}

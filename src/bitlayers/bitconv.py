@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.engine.convolution import Geometry, convolve, make_tiles
+from bitcore.engine.fused import FusedConv2d
 from bitcore.graph import Conv2d, GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
-from bitcore.quantizers import PackedTensor, QTensor
+from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitlayers.base import BitLayer
+from bitlayers.fused import FusedLayer
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -70,7 +72,7 @@ class BitConv1d(_BitConv, nn.Conv1d):
     token_dims = 2
 
 
-class BitConv2d(_BitConv, nn.Conv2d):
+class BitConv2d(FusedLayer, _BitConv, nn.Conv2d):
     """Applies a two-dimensional convolution with quantized weights (and input, if the config says so).
 
     All of `nn.Conv2d`'s arguments, by the same names and in the same order; ``quant_config`` as in `BitLinear`.
@@ -97,10 +99,10 @@ class BitConv2d(_BitConv, nn.Conv2d):
         return Geometry(self.weight_shape, stride, (int(top), int(left)), dilation, self.groups)
 
     def _to_machine(self) -> None:
-        super()._to_machine()
         geometry = self._geometry = self.geometry()
         if self.packed_weight is not None and self.activation_quantizer is not None and geometry is not None:
             self.tiles = make_tiles(self.packed_tensor(), self.activation_quantizer.format.name, geometry)
+        super()._to_machine()
 
     def _to_bytes(self) -> None:
         super()._to_bytes()
@@ -110,6 +112,27 @@ class BitConv2d(_BitConv, nn.Conv2d):
         """Copies make tiles of their own."""
         state = super().__getstate__()
         return {**state, "_buffers": {**state["_buffers"], "tiles": None}}
+
+    def fused_weight(self) -> Tensor | None:  # noqa: D102
+        return self._buffers["tiles"]
+
+    def fuse(self, quantizer: Quantizer, scale: Tensor, bias: Tensor | None) -> FusedConv2d | None:  # noqa: D102
+        tiles, geometry, formats = self.tiles, self._geometry, (self.quant_config.weight_format, quantizer.format.name)
+        assert tiles is not None
+        assert geometry is not None
+        return FusedConv2d(tiles, geometry, *formats, scale, bias, quantizer.source.static)
+
+    def fused_operator(self, x: Tensor, x_scale: Tensor | None, per_tensor: bool) -> Tensor:  # noqa: D102
+        assert self._geometry is not None
+        assert self.activation_quantizer is not None
+        return torch.ops.bitcore.conv2d_float(
+            x, self.tiles, self.quant_config.weight_format, self.activation_quantizer.format.name, *self._geometry,
+            per_tensor, x_scale, self.weight_scale, self._parameters["bias"], self._static_input,
+        )  # fmt: skip
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether ``x`` has samples and channels; torch refuses others, or gives them a meaning."""
+        return x.ndim == 4 and x.shape[1] == self.in_channels
 
     def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
         """As in `BitLayer`; packed weights run on the engine's kernels where there are some."""

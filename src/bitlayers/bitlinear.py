@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,14 +13,14 @@ from bitcore.graph import GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
 from bitcore.kernels.machine import count_weights
 from bitcore.kernels.real import multiply_levels
-from bitcore.kernels.simd import FusedLinear, quantizes, traced
-from bitcore.quantizers import FromValues, PackedTensor, QTensor
-from bitlayers.base import BitLayer
+from bitcore.kernels.simd import FusedLinear
+from bitcore.quantizers import PackedTensor, QTensor, Quantizer
+from bitlayers.fused import FusedLayer
 
 _INT32 = 2**31
 
 
-class BitLinear(BitLayer, nn.Linear):
+class BitLinear(FusedLayer, nn.Linear):
     """Applies ``y = x W^T + b`` with ``W`` (and ``x``, if the config says so) quantized.
 
     Args:
@@ -38,9 +36,6 @@ class BitLinear(BitLayer, nn.Linear):
     """
 
     token_dims = 1
-    _fused: FusedLinear | None = None
-    # Of dynamic scales, whether a tensor has one; None: other scales
-    _dynamic_per_tensor: bool | None = None
 
     def __init__(
         self,
@@ -69,52 +64,25 @@ class BitLinear(BitLayer, nn.Linear):
         activation = FLOAT if quantizer is None else quantizer.format.name
         return KernelRegistry.rearrange(weight, activation)
 
-    def _to_machine(self) -> None:
-        super()._to_machine()
-        self._fused = self._fuse()
+    def fused_weight(self) -> Tensor | None:  # noqa: D102
+        return self._buffers["machine_weight"]
 
-    def _to_bytes(self) -> None:
-        super()._to_bytes()
-        self._fused = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies make their own calls of kernels."""
-        return {**super().__getstate__(), "_fused": None}
-
-    def _fuse(self) -> FusedLinear | None:
-        """Returns the whole layer as one call of a kernel, bit for bit as `BitLayer` computes it; ``None`` for none."""
-        weight, scale, bias, quantizer = self.machine_weight, self.weight_scale, self.bias, self.activation_quantizer
-        if weight is None or scale is None or quantizer is None or not quantizes(quantizer.format):
-            return None
-        if scale.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
-            return None
-        source, grid = quantizer.source, quantizer.source.static
-        dynamic = isinstance(source, FromValues) and source.largest_value and not quantizer.pow2
-        self._dynamic_per_tensor = source.trailing is None if dynamic else None
+    def fuse(self, quantizer: Quantizer, scale: Tensor, bias: Tensor | None) -> FusedLinear | None:  # noqa: D102
+        weight, grid = self.machine_weight, quantizer.source.static
+        assert weight is not None
         return FusedLinear(weight, self.in_features, self.out_features, quantizer.format, scale, bias, grid)
 
-    def _forward_levels(self, x: Tensor) -> Tensor:
-        fused = self._fused
-        if fused is None or x.dtype != torch.float32:
-            return super()._forward_levels(x)
-        scale, bias, per_tensor = None, self._parameters["bias"], self._dynamic_per_tensor
-        if per_tensor is None:
-            quantizer = self.activation_quantizer
-            assert quantizer is not None
-            scale = quantizer.scale(x).detach()
-            moved = quantizer.source.offset(x, quantizer.format) is not None
-            if moved or quantizer.source.divisor(x, scale, quantizer.format) is not scale:
-                return super()._forward_levels(x)
+    def fused_operator(self, x: Tensor, x_scale: Tensor | None, per_tensor: bool) -> Tensor:  # noqa: D102
+        assert self.activation_quantizer is not None
+        return torch.ops.bitcore.linear_simd_float(
+            x, self.machine_weight, self.out_features, self.activation_quantizer.format.name, per_tensor, x_scale,
+            self.weight_scale, self._parameters["bias"], self._static_input,
+        )  # fmt: skip
+
+    def takes(self, x: Tensor) -> bool:
+        """Always, or it raises an error."""
         self._check_features(x.shape[-1])
-        if traced(x):
-            return torch.ops.bitcore.linear_simd_float(
-                x, self.machine_weight, self.out_features, fused.activation.name, bool(per_tensor), scale,
-                self.weight_scale, bias, self._static_input,
-            )  # fmt: skip
-        if not fused.uses(self._buffers["machine_weight"], self._buffers["weight_scale"], bias):
-            fused = self._fused = self._fuse()
-            assert fused is not None
-        return fused(x, scale, bool(per_tensor))
+        return True
 
     def _fits_int32(self, weight: PackedTensor) -> bool:
         """Whether sums of products fit the accumulators of kernels."""

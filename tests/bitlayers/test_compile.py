@@ -70,8 +70,11 @@ def test_eval_and_packed_export(kind: str, preset: str):
     layer.pack()
     program = torch.export.export(layer, (x,))
     assert torch.equal(program.module()(x), expected)
-    if kind == "linear" and layer.packed_tensor().uniform:
-        assert "bitcore.linear_" in str(program.graph), "the packed operator was taken apart"
+    quantizer = layer.activation_quantizer
+    fused = quantizer is not None and quantizer.source.offset(x, quantizer.format) is None
+    if layer.packed_tensor().uniform and (kind == "linear" or fused):
+        operator = "bitcore.linear_" if kind == "linear" else "bitcore.conv2d_"
+        assert operator in str(program.graph), "the packed operator was taken apart"
 
 
 @pytest.mark.parametrize("preset", ["bitlab", "bitnet", "w8a8"])

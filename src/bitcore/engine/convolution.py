@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor
 
 from bitcore.config import FLOAT
-from bitcore.engine.engine import Engine
+from bitcore.engine.engine import BAD_CODE, Engine, instruction_set
 from bitcore.engine.memory import aligned
 from bitcore.engine.plan import Plan, Step
-from bitcore.engine.program import CProgram, CStep
+from bitcore.engine.program import COutput, CProgram, CStep
 from bitcore.formats import FORMATS
 from bitcore.graph import Conv2d, Graph, InputSpec, Node
 from bitcore.graph.ops import Ints
 from bitcore.kernels.linear import OPERATORS
+from bitcore.kernels.machine import check
 from bitcore.kernels.native import library
 from bitcore.kernels.registry import Kernel, KernelRegistry
 from bitcore.quantizers import PackedTensor
@@ -42,6 +44,18 @@ class Geometry(NamedTuple):
     dilation: tuple[int, int]
     groups: int
 
+    @classmethod
+    def of(cls, shape: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Geometry:
+        """Returns it from what torch's operators take."""
+        pairs = [(v[0], v[1]) for v in (stride, padding, dilation)]
+        return cls(tuple(shape), pairs[0], pairs[1], pairs[2], groups)
+
+
+def output_size(size: Sequence[int], g: Geometry) -> list[int]:
+    """Returns height and width of the result for those of the input (integers, or symbols of them)."""
+    sizes = zip(size, g.shape[2:], g.stride, g.padding, g.dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+
 
 def _graph(g: Geometry, weight: str, activation: str, size: tuple[int, ...], levels: Ints | None = None) -> Graph:
     spec = InputSpec((g.shape[1] * g.groups, *size), activation, 1.0)
@@ -50,7 +64,7 @@ def _graph(g: Geometry, weight: str, activation: str, size: tuple[int, ...], lev
     return Graph(spec, (Node("conv", op, ("input",), op.infer(spec.type)),), 1.0)
 
 
-class _Template(Engine):
+class Template(Engine):
     """A program whose weights come with each call: its pointers are offsets into them."""
 
     def __init__(self, graph: Graph) -> None:
@@ -67,20 +81,40 @@ class _Template(Engine):
         at, self._at = self._at, self._at + aligned(array.nbytes)
         return at
 
-    def convolve(self, x: Tensor, machine: Tensor) -> Tensor:
-        """Returns int32 accumulators, channels last in memory."""
+    def program(self, machine: Tensor) -> CProgram:
+        """Returns the program with these weights, whose memory it uses."""
         count = len(self.steps)
         steps = (CStep * count).from_buffer_copy(ctypes.string_at(self._program.steps, count * ctypes.sizeof(CStep)))
         program = CProgram.from_buffer_copy(self._program)
         program.steps = steps
         for name, offset in self._offsets.items():
             setattr(steps[-1], name, machine.data_ptr() + offset)
-        return self._call(x, program=program)
+        return program
+
+    def convolve(self, x: Tensor, machine: Tensor) -> Tensor:
+        """Returns int32 accumulators, channels last in memory."""
+        return self._call(x, program=self.program(machine))
+
+    def convolve_floats(
+        self, program: CProgram, output: COutput, x: Tensor, y: Tensor, last: bool, x_scale: Tensor | None, scales: int
+    ) -> bool:
+        """Fills ``y`` (see bit_conv2d_float); returns whether ``x`` holds NaN, which it takes for numbers."""
+        assert self._native is not None
+        arena = self._arena(len(x))
+        error = self._native.bit_conv2d_float(
+            instruction_set(), ctypes.addressof(program), ctypes.addressof(output), x.data_ptr(), y.data_ptr(), last,
+            None if x_scale is None else x_scale.data_ptr(), scales, len(x), torch.get_num_threads(), arena.data_ptr(),
+        )  # fmt: skip
+        self._arenas.append(arena)
+        if error != BAD_CODE:
+            check(error)
+        return error == BAD_CODE
 
 
 @lru_cache(maxsize=256)
-def _template(g: Geometry, weight: str, activation: str, size: tuple[int, ...]) -> _Template:
-    return _Template(_graph(g, weight, activation, size))
+def template(g: Geometry, weight: str, activation: str, size: tuple[int, ...]) -> Template:
+    """Returns the program of a convolution, but for its weights, for images of a size."""
+    return Template(_graph(g, weight, activation, size))
 
 
 def _conv2d(
@@ -94,14 +128,13 @@ def _conv2d(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    pairs = [(v[0], v[1]) for v in (stride, padding, dilation)]
-    g = Geometry(tuple(shape), pairs[0], pairs[1], pairs[2], groups)
-    template = _template(g, weight_format, activation, tuple(x.shape[2:]))
+    g = Geometry.of(shape, stride, padding, dilation, groups)
+    made = template(g, weight_format, activation, tuple(x.shape[2:]))
     if x.dtype not in (torch.int8, torch.uint8):
         x = x.to(torch.int32).contiguous()
     elif not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
-    return template.convolve(x, machine)
+    return made.convolve(x, machine)
 
 
 def _conv2d_shape(
@@ -115,8 +148,7 @@ def _conv2d_shape(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    sizes = zip(x.shape[2:], shape[2:], stride, padding, dilation, strict=True)
-    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    size = output_size(x.shape[2:], Geometry.of(shape, stride, padding, dilation, groups))
     return x.new_empty((x.shape[0], *size, shape[0]), dtype=torch.int32).permute(0, 3, 1, 2)
 
 

@@ -28,7 +28,7 @@ _SLACK = 4096  # bytes behind the arena and the zeros: kernels read whole vector
 _PORTABLE = -1
 _KINDS = {torch.int32: 0, torch.float32: 1, torch.int8: 2, torch.uint8: 3}  # enum bit_input_kind
 _CHANNELS_LAST = 4
-_BAD_CODE = 4  # enum bit_error
+BAD_CODE = 4  # enum bit_error
 
 
 def _native() -> ctypes.CDLL | None:
@@ -39,7 +39,15 @@ def _native() -> ctypes.CDLL | None:
     native.bit_engine_run.argtypes = [
         integer, pointer, pointer, integer, real, pointer, size, integer, pointer, pointer,
     ]  # fmt: skip
+    native.bit_conv2d_float.argtypes = [
+        integer, pointer, pointer, pointer, pointer, integer, pointer, size, size, integer, pointer,
+    ]  # fmt: skip
     return native
+
+
+def instruction_set() -> int:
+    """Returns the number of the best instruction set."""
+    return next(iter(usable_sets().values()), _PORTABLE)
 
 
 def _levels(codes: Integers) -> Tensor:
@@ -142,21 +150,21 @@ class Engine:
         batch, last = len(x), self._last
         y = torch.empty(batch, last.height, last.width, last.channels, dtype=torch.int32)
         if batch:
-            arena = self._arena(batch * self.arena_bytes + _SLACK)
+            arena = self._arena(batch)
             assert self._native is not None
-            number = next(iter(usable_sets().values()), _PORTABLE)
             error = self._native.bit_engine_run(
-                number, ctypes.byref(program), x.data_ptr(), kind, scale, y.data_ptr(), batch,
+                instruction_set(), ctypes.byref(program), x.data_ptr(), kind, scale, y.data_ptr(), batch,
                 torch.get_num_threads(), arena.data_ptr(), None if seconds is None else seconds.data_ptr(),
             )  # fmt: skip
             self._arenas.append(arena)
-            if error == _BAD_CODE:
+            if error == BAD_CODE:
                 raise BitLabError("the input holds NaN")
             check(error)
         return y.permute(0, 3, 1, 2).reshape(batch, *self._shape)
 
-    def _arena(self, count: int) -> Tensor:
+    def _arena(self, batch: int) -> Tensor:
         """Returns memory that no call uses."""
+        count = batch * self.arena_bytes + _SLACK
         try:
             arena = self._arenas.pop()
         except IndexError:
@@ -178,7 +186,8 @@ class Engine:
         widest = max(b.pixel for b in plan.buffers) + _SLACK
         zeros = [torch.full((widest,), value, dtype=torch.int8) for value in (0, -128)]
         self._keep += [buffers, steps, zeros]
-        program = CProgram(buffers, steps, len(steps), input=plan.input, low=kind.low, high=kind.high)
+        step = get_format(self.input.format).step
+        program = CProgram(buffers, steps, len(steps), input=plan.input, low=kind.low, high=kind.high, step=step)
         program.zeros[:] = [z.data_ptr() for z in zeros]
         program.border[:] = plan.buffers[plan.input].border
         return program

@@ -89,5 +89,15 @@ class CProgram(ctypes.Structure):
         ("zeros", _POINTER * 2),
         ("input", _INT),
         ("border", _PAIR),
-        *((name, _INT) for name in ("low", "high", "unused")),
+        *((name, _INT) for name in ("low", "high", "step")),
+    )
+
+
+class COutput(ctypes.Structure):
+    """``struct bit_output``."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("integers", "reals", "weight_scale", "bias")),
+        ("weight_scales", _SIZE),
+        ("bias_on_grid", ctypes.c_int),
     )

@@ -147,7 +147,7 @@ def levels(machine: Tensor, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor
     Raises:
         ValueError: If it is no weight of that shape.
     """
-    result = torch.empty(shape)
+    result = torch.empty(shape, dtype=torch.float32)
     check(_native().bit_levels(ctypes.byref(_c_format(fmt)), machine.data_ptr(), *shape, result.data_ptr()))
     return result
 

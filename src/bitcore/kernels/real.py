@@ -42,7 +42,7 @@ def _linear_real(x: Tensor, weight: Tensor, format_name: str, outputs: int) -> T
         return linear(x, _decode(weight, format_name, outputs, x.shape[-1]).to(x.dtype))
     native, x, weight = library(), x.contiguous(), weight.contiguous()
     assert native is not None
-    y, rows = torch.empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
+    y, rows = x.new_empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
     number = next(iter(usable_sets().values()), _PORTABLE)
     arguments = (number, weight.data_ptr(), x.data_ptr(), y.data_ptr(), rows, outputs, x.shape[-1])
     machine.check(native.bit_linear_real(*arguments, torch.get_num_threads()))
@@ -55,7 +55,7 @@ def _linear_levels(x: Tensor, levels: Tensor) -> Tensor:
         return linear(x, levels.to(x.dtype))
     native, x, levels = library(), x.contiguous(), levels.float().contiguous()
     assert native is not None
-    y, rows = torch.empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
+    y, rows = x.new_empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
     pointers = (levels.data_ptr(), x.data_ptr(), y.data_ptr())
     machine.check(native.bit_linear_levels(*pointers, rows, outputs, inputs, torch.get_num_threads()))
     return y

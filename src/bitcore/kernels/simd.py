@@ -67,11 +67,62 @@ class _Layer(ctypes.Structure):
     )
 
 
-class FusedLinear:
+class Fused:
+    """A layer from float to float in one call. It may be called from several threads.
+
+    Args:
+        weight: The weight in the machine's layout.
+        outputs: Its outputs.
+        weight_scale: float32, one or ``[outputs]`` (any shape).
+        bias: float32 ``[outputs]``, or ``None``.
+    """
+
+    def __init__(self, weight: Tensor, outputs: int, weight_scale: Tensor, bias: Tensor | None) -> None:
+        if weight_scale.numel() not in (1, outputs) or weight_scale.dtype != torch.float32:
+            raise ValueError(f"{weight_scale.numel()} weight scales of {weight_scale.dtype} for {outputs} outputs")
+        if bias is not None and (bias.dtype != torch.float32 or bias.shape != (outputs,)):
+            raise ValueError(f"a bias {list(bias.shape)} of {bias.dtype} for {outputs} outputs")
+        tensors = [weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()]
+        self.tensors = tensors  # their memory is in use
+        self.pointers = [None if t is None else t.data_ptr() for t in tensors]
+        self.outputs = outputs
+
+    def uses(self, weight: Tensor, weight_scale: Tensor | None, bias: Tensor | None) -> bool:
+        """Whether these are still its tensors, where they were."""
+        assert weight_scale is not None
+        there = self.pointers
+        return (
+            weight.data_ptr() == there[0]
+            and weight_scale.data_ptr() == there[1]
+            and (None if bias is None else bias.data_ptr()) == there[2]
+        )
+
+    def __call__(self, x: Tensor, x_scale: Tensor | None = None, per_tensor: bool = False) -> Tensor:
+        """Applies the layer to float32 ``[rows, ...]``.
+
+        Args:
+            x: The input.
+            x_scale: One scale, or one a row (or sample); by default, from the largest value of each,
+            per_tensor: or of all.
+        """
+        raise NotImplementedError
+
+
+def checked_scale(x_scale: Tensor, rows: int) -> Tensor:
+    """Returns scales of ``rows`` rows or samples, one or one each, as kernels take them.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    if x_scale.numel() not in (1, rows) or x_scale.dtype != torch.float32:
+        raise ValueError(f"{x_scale.numel()} scales of {x_scale.dtype} for {rows} rows")
+    return x_scale.contiguous()
+
+
+class FusedLinear(Fused):
     """A linear layer from float to float in one call: quantize, multiply, scale, add the bias.
 
-    The arithmetic is that of `Quantizer` and of `BitLayer.dequantize`, to the last bit. It may be called from several
-    threads.
+    The arithmetic is that of `Quantizer` and of `BitLayer.dequantize`, to the last bit.
 
     Args:
         weight: The weight in the machine's layout.
@@ -97,51 +148,26 @@ class FusedLinear:
     ) -> None:
         number, native = _number(isa), library()
         assert native is not None
-        if weight_scale.numel() not in (1, outputs) or weight_scale.dtype != torch.float32:
-            raise ValueError(f"{weight_scale.numel()} weight scales of {weight_scale.dtype} for {outputs} outputs")
-        if bias is not None and (bias.dtype != torch.float32 or bias.shape != (outputs,)):
-            raise ValueError(f"a bias {list(bias.shape)} of {bias.dtype} for {outputs} outputs")
-        tensors = [weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()]
-        self.tensors = tensors  # their memory is in use
-        self.pointers = [None if t is None else t.data_ptr() for t in tensors]
-        self.inputs, self.outputs, self.activation = inputs, outputs, activation
+        super().__init__(weight, outputs, weight_scale, bias)
+        self.inputs = inputs
         self._layer = _Layer(
             self.pointers[0], outputs, inputs, self.pointers[1], weight_scale.numel(), self.pointers[2], number,
             activation.low, activation.high, activation.step, bias_on_grid,
         )  # fmt: skip
         self._address, self._function = ctypes.addressof(self._layer), native.bit_linear_float_simd
 
-    def uses(self, weight: Tensor | None, weight_scale: Tensor | None, bias: Tensor | None) -> bool:
-        """Whether these are still its tensors, where they were."""
-        assert weight is not None
-        assert weight_scale is not None
-        there = self.pointers
-        return (
-            weight.data_ptr() == there[0]
-            and weight_scale.data_ptr() == there[1]
-            and (None if bias is None else bias.data_ptr()) == there[2]
-        )
-
     def __call__(self, x: Tensor, x_scale: Tensor | None = None, per_tensor: bool = False) -> Tensor:
-        """Applies the layer to float32 ``[..., inputs]``.
-
-        Args:
-            x: The input.
-            x_scale: One scale, or one a row; by default, from the largest value of each row,
-            per_tensor: or of all rows.
-        """
+        """Applies the layer to float32 ``[..., inputs]``."""
         shape = x.shape
         if x.dtype != torch.float32 or shape[-1] != self.inputs:
             raise ValueError(f"float32 [..., {self.inputs}] is needed, not {x.dtype} {list(shape)}")
         x = x.contiguous()
-        y = torch.empty(*shape[:-1], self.outputs)
+        y = torch.empty(*shape[:-1], self.outputs, dtype=x.dtype)
         rows = math.prod(shape[:-1])
         address, count = None, -per_tensor
         if x_scale is not None:
-            x_scale = x_scale.contiguous()
+            x_scale = checked_scale(x_scale, rows)
             address, count = x_scale.data_ptr(), x_scale.numel()
-            if count not in (1, rows) or x_scale.dtype != torch.float32:
-                raise ValueError(f"{count} scales of {x_scale.dtype} for {rows} rows")
         error = self._function(self._address, x.data_ptr(), y.data_ptr(), rows, torch.get_num_threads(), address, count)
         if error:
             machine.check(error)
@@ -234,6 +260,13 @@ class Avx512Linear(SimdLinear):
     """AVX-512 with VNNI and VPOPCNTDQ."""
 
     isa, priority, dense = "avx512", 40, True
+
+
+@KernelRegistry.register
+class AvxVnniLinear(SimdLinear):
+    """AVX-VNNI: dot products of bytes on processors without AVX-512."""
+
+    isa, priority = "avxvnni", 35
 
 
 @KernelRegistry.register

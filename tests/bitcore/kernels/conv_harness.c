@@ -113,6 +113,10 @@ static void posts(const char *name, const struct bit_conv_isa *isa) {
         }
         table[2 * BIT_TILE_ROWS * 3 + i] = draw() % 2 ? 1 : -1;
     }
+    static int32_t big[TILE];
+    for (int i = 0; i < TILE; i++) {
+        big[i] = (int32_t)(draw() * 256U);
+    }
     for (int rows = 1; rows <= BIT_TILE_ROWS; rows += 7) {
         const int shared = rows % 2;
         const int64_t first = shared ? 0 : BIT_TILE_ROWS;
@@ -149,10 +153,35 @@ static void posts(const char *name, const struct bit_conv_isa *isa) {
         for (int i = 0; i < rows; i++) { /* many ties, some beyond the range */
             x[i] = (float)((int)(draw() % 1200) - 600) * 0.5f * 0.013f;
         }
-        x[rows / 2] = rows % 5 ? 1e9f : NAN;
-        const int nan = isa->quantize(x, 0.013f, -127, 127, 0, rows, levels[0]);
-        failures += nan != bit_conv_portable.quantize(x, 0.013f, -127, 127, 0, rows, levels[1]);
+        x[0] = rows % 7 ? 1e9f : NAN;
+        const int range[4] = {rows % 3 ? -127 : -15, rows % 3 ? 127 : 15, rows % 3 ? 1 : 2, rows % 2 ? 0 : 7};
+        uint8_t nan[2];
+        failures += isa->magnitude(x, rows) != bit_conv_portable.magnitude(x, rows);
+        failures += isa->quantize(x, levels[0], rows, 0.013f, range, nan) !=
+                    bit_conv_portable.quantize(x, levels[1], rows, 0.013f, range, nan + 1);
+        failures += nan[0] != nan[1] || nan[0] != (rows % 7 == 0);
         expect("quantize", name, levels[0], levels[1], sizeof levels[0]);
+        for (int channels = 1; channels <= 4; channels++) {
+            int8_t planes[2][5 * BIT_TILE_ROWS] = {{0}, {0}};
+            const int n = rows / 4 + 1,
+                      more = isa->quantize_planes(x, (rows - n) / 4, channels, n, 0.013f, range, planes[0], 5);
+            failures +=
+                more != bit_conv_portable.quantize_planes(x, (rows - n) / 4, channels, n, 0.013f, range, planes[1], 5);
+            expect("quantize planes", name, planes[0], planes[1], sizeof planes[0]);
+        }
+        float scales[BIT_TILE_ROWS], biases[BIT_TILE_ROWS];
+        for (int i = 0; i < BIT_TILE_ROWS; i++) {
+            scales[i] = 0.01f * (float)(draw() % 100), biases[i] = (float)draw();
+        }
+        for (int kind = 0; kind < 6; kind++) {
+            float y[2][TILE] = {{0}, {0}};
+            const float *bias = kind % 3 ? biases : NULL;
+            const double *grid = kind % 3 == 2 ? addend : NULL;
+            const int64_t pixel = kind < 3 ? BIT_TILE_ROWS : 1, channel = kind < 3 ? 1 : BIT_TILE_PIXELS;
+            isa->reals(big, scales, bias, grid, 1 + rows % 6, rows, y[0], pixel, channel);
+            bit_conv_portable.reals(big, scales, bias, grid, 1 + rows % 6, rows, y[1], pixel, channel);
+            expect("reals", name, y[0], y[1], sizeof y[0]);
+        }
     }
 }
 

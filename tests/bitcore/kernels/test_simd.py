@@ -157,12 +157,13 @@ def test_ternary_weights_in_dram_take_less(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_bytes_come_back(name: str):
     fmt = FORMATS[name]
-    for outputs, inputs in ((1, 1), (70, 33), (130, 0), (3, 100)):
+    for outputs, inputs in ((1, 1), (70, 33), (130, 0), (3, 100), (66, 513)):
         levels = torch.tensor(fmt.levels)[torch.randint(len(fmt.levels), (outputs, inputs))]
         packed = QTensor(levels.float(), torch.ones(()), fmt).pack()
         for signs, dense in ((False, False), (True, False), (False, True)):
             prepared = machine.prepare(packed, signs, dense)
             assert torch.equal(machine.unprepare(prepared, fmt, packed.shape), packed.data)
+            assert torch.equal(machine.levels(prepared, fmt, (outputs, inputs)), levels.float())
 
 
 @torch.no_grad()

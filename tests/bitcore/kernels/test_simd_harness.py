@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ OPTIONS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=of
 FAMILIES = {
     "BIT_X86": {
         "avx2": ["-mavx2"],
+        "avxvnni": ["-mavx2", "-mavx512vl", "-mavx512vnni"],  # the same in AVX-512's encoding: see bit_avxvnni.h
         "avx512": [f"-mavx512{x}" for x in ("f", "bw", "vl", "dq", "vnni", "vpopcntdq")],
     },
     "BIT_ARM": {"neon": ["-march=armv8.2-a+dotprod"], "i8mm": ["-march=armv8.2-a+dotprod+i8mm"]},
@@ -35,7 +37,7 @@ def c_format(fmt: NumberFormat) -> str:
 def build(folder: Path, compiler: str, family: str) -> list[str]:
     formats = "".join(c_format(fmt) for fmt in FORMATS.values())
     (folder / "formats.h").write_text(f"static const struct bit_format formats[] = {{\n{formats}}};\n")
-    options = [compiler, *OPTIONS, f"-D{family}", "-D_GNU_SOURCE", f"-I{SIMD}", f"-I{folder}"]
+    options = [compiler, *OPTIONS, f"-D{family}", "-DBIT_AVXVNNI", "-D_GNU_SOURCE", f"-I{SIMD}", f"-I{folder}"]
     files: dict[Path, list[str]] = {SIMD / f"{name}.c": [] for name in SOURCES}
     files |= {SIMD / f"bit_{op}_{isa}.c": f for isa, f in FAMILIES[family].items() for op in ("linear", "conv")}
     files |= {Path(__file__).with_name(f"{name}.c"): [] for name in HARNESSES}
@@ -63,7 +65,25 @@ def test_arm_kernels_in_an_emulator(tmp_path: Path, require_tool: Callable[[str,
         check([emulator, "-cpu", "max", program], set(FAMILIES["BIT_ARM"]))
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are kernels for x86")
+needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are kernels for x86")
+
+
+@needs_x86
 def test_x86_kernels(tmp_path: Path, require_tool: Callable[[str, str], str]):
     for program in build(tmp_path, require_tool("gcc", "gcc"), "BIT_X86"):
         check([program], set())
+
+
+@needs_x86
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_avx_vnni_needs_no_avx512(compiler: str, tmp_path: Path, require_tool: Callable[[str, str], str]):
+    """As it ships: every instruction of its own (which begin with the byte 62 in AVX-512) is one that it may use."""
+    disassemble = [require_tool("objdump", "binutils"), "-d", "--wide"]
+    for op in ("linear", "conv"):
+        target = tmp_path / f"{op}.o"
+        options = [*OPTIONS, "-DBIT_X86", "-DBIT_AVXVNNI", "-D_GNU_SOURCE", "-mavx2", "-mavxvnni"]
+        source = str(SIMD / f"bit_{op}_avxvnni.c")
+        subprocess.run([require_tool(compiler, compiler), *options, "-c", source, "-o", str(target)], check=True)
+        code = subprocess.run([*disassemble, str(target)], capture_output=True, text=True, check=True).stdout
+        assert re.search(r"\tc4 [^\t]*\t(?:\{vex\} )?vpdpbusd ", code)
+        assert not re.findall(r":\t62 .*", code)

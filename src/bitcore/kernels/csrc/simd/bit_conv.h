@@ -75,7 +75,14 @@ struct bit_conv_isa {
     void (*add)(const void *row, int bytes, int offset, int rows, int32_t *out);
     void (*store)(void *row, int bytes, int offset, int rows, const int32_t *in);
     void (*largest)(const void *const *from, int64_t count, int bytes, int offset, int rows, int32_t *out);
-    int (*quantize)(const float *x, float scale, int low, int high, int offset, int64_t n, int8_t *out);
+    /* as in bit_floats.h */
+    uint32_t (*magnitude)(const float *x, int64_t n);
+    int32_t (*quantize)(const float *x, int8_t *levels, int64_t n, float scale, const int *range, uint8_t *nan);
+    int (*quantize_planes)(const float *x, int64_t plane, int channels, int64_t n, float scale, const int *range,
+                           int8_t *levels, int64_t pixel);
+    /* a tile to floats, which lie `pixel` and `channel` apart; one of them is 1 */
+    void (*reals)(const int32_t *tile, const float *scale, const float *bias, const double *grid, int pixels, int rows,
+                  float *y, int64_t pixel, int64_t channel);
 };
 
 #endif

@@ -5,6 +5,8 @@
 
 #include "bit_conv.h"
 
+#include "bit_floats.h"
+
 /* ---- integers to integers ---- */
 
 /* (x * multiplier + bias) / 2**shift, ties to even. With floor = v >> shift, adding half - 1 and the parity of floor
@@ -132,23 +134,19 @@ static void largest(const void *const *from, int64_t count, int bytes, int offse
     }
 }
 
-/* Floats divided by a scale, to levels minus an offset; returns whether there is a NaN. Adding 1.5 * 2**23 rounds a
- * float below 2**22 to an integer, ties to even, which is then in its low bits; bounds are integers, so clamping may
- * come first. */
-static int quantize(const float *x, float scale, int low, int high, int offset, int64_t n, int8_t *out) {
-    const float least = (float)low, most = (float)high;
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < n; i++) {
-        float u = x[i] / scale;
-        bad |= u != u;
-        u = u < least ? least : u;
-        u = u > most ? most : u;
-        u += 12582912.0f;
-        int32_t bits;
-        memcpy(&bits, &u, sizeof bits);
-        out[i] = (int8_t)(bits - 0x4b400000 - offset);
+/* ---- floats ---- */
+
+static void reals(const int32_t *tile, const float *scale, const float *bias, const double *grid, int pixels, int rows,
+                  float *y, int64_t pixel, int64_t channel) {
+    float columns[BIT_TILE_PIXELS][BIT_TILE_ROWS];
+    for (int p = 0; p < pixels; p++) {
+        bit_reals_of(tile + p * BIT_TILE_ROWS, scale, bias, grid, rows, channel == 1 ? y + p * pixel : columns[p]);
     }
-    return bad != 0;
+    for (int r = 0; channel != 1 && r < rows; r++) {
+        for (int p = 0; p < pixels; p++) {
+            y[r * channel + p] = columns[p][r];
+        }
+    }
 }
 
 /* ---- products ---- */
@@ -254,5 +252,8 @@ const struct bit_conv_isa TABLE(BIT_NAME) = {
     .add = add,
     .store = store,
     .largest = largest,
-    .quantize = quantize,
+    .magnitude = bit_largest,
+    .quantize = bit_quantize,
+    .quantize_planes = bit_quantize_planes,
+    .reals = reals,
 };

@@ -3,6 +3,8 @@
 
 #include "bit_engine.h"
 
+#include "bit_floats.h"
+
 #define LARGE_ITEM 8 /* tiles of one item of work at most: a block's weights are read once for all of them */
 
 static int run_step(struct bit_run *run, int threads) {
@@ -42,35 +44,111 @@ static double lap(double *seconds, double before) {
     return after;
 }
 
-int bit_engine_run(int isa, const struct bit_program *program, const void *input, int kind, float scale,
-                   int32_t *output, int64_t batch, int threads, uint8_t *arena, double *seconds) {
+/* The input, then every step; `stop`: not with a NaN in the input. */
+static int run_program(struct bit_run *run, int threads, int stop, double *seconds) {
+    const struct bit_program *program = run->program;
     atomic_int failed = 0;
     double before = seconds ? now() : 0;
+    run->failed = &failed;
+    if (bit_parallel(bit_input_task, run, run->batch * bit_input_lines(program), threads, 64)) {
+        return BIT_NO_MEMORY;
+    }
+    if (failed && stop) {
+        return BIT_BAD_CODE;
+    }
+    before = lap(seconds, before);
+    for (int64_t i = 0; i < program->step_count; i++) {
+        run->step = program->steps + i;
+        if (run_step(run, threads)) {
+            return BIT_NO_MEMORY;
+        }
+        before = lap(seconds ? seconds + 1 + i : NULL, before);
+    }
+    return failed ? BIT_BAD_CODE : BIT_OK;
+}
+
+static const struct bit_conv_isa *kernels(int isa) {
     const struct bit_isa *set = bit_isa_get(isa);
+    return set ? set->conv : &bit_conv_portable;
+}
+
+int bit_engine_run(int isa, const struct bit_program *program, const void *input, int kind, float scale,
+                   int32_t *output, int64_t batch, int threads, uint8_t *arena, double *seconds) {
     struct bit_run run = {
-        .isa = set ? set->conv : &bit_conv_portable,
+        .isa = kernels(isa),
         .program = program,
         .arena = arena,
         .output = output,
         .batch = batch,
         .input = input,
-        .scale = scale,
         .kind = kind,
-        .failed = &failed,
+        .scales = &scale,
+        .scale_count = 1,
     };
-    if (bit_parallel(bit_input_task, &run, batch * program->buffers[program->input].height, threads, 64)) {
+    return run_program(&run, threads, 1, seconds);
+}
+
+struct magnitudes {
+    const struct bit_conv_isa *isa;
+    const float *x;
+    int64_t length; /* of a sample */
+    uint32_t *largest;
+};
+
+#define PARTS 8 /* of a sample */
+
+static void magnitude_task(void *job, int64_t index, void *scratch) {
+    const struct magnitudes *m = job;
+    const int64_t part = index % PARTS, begin = m->length * part / PARTS, end = m->length * (part + 1) / PARTS;
+    (void)scratch;
+    m->largest[index] = m->isa->magnitude(m->x + index / PARTS * m->length + begin, end - begin);
+}
+
+int bit_conv2d_float(int isa, const struct bit_program *program, const struct bit_output *out, const float *x, float *y,
+                     int channels_last, const float *x_scale, int64_t x_scales, int64_t batch, int threads,
+                     uint8_t *arena) {
+    const struct bit_buffer *buffer = program->buffers + program->input;
+    const int64_t channels = program->buffers[program->steps[program->step_count - 1].posts->target].channels;
+    const int64_t area =
+        (buffer->height - 2 * (int64_t)program->border[0]) * (buffer->width - 2 * (int64_t)program->border[1]);
+    const int64_t scales = x_scales != 0 ? (x_scales < 0 ? 1 : x_scales) : batch;
+    double *grid = bit_scratch(0, (size_t)(scales * channels * 12 + batch * (PARTS + 1) * 4));
+    if (grid == NULL) {
         return BIT_NO_MEMORY;
     }
-    if (failed) {
-        return BIT_BAD_CODE;
-    }
-    before = lap(seconds, before);
-    for (int64_t i = 0; i < program->step_count; i++) {
-        run.step = program->steps + i;
-        if (run_step(&run, threads)) {
+    float *factors = (float *)(grid + scales * channels), *dynamic = factors + scales * channels;
+    if (x_scales <= 0) {
+        struct magnitudes m = {kernels(isa), x, buffer->channels * area, (uint32_t *)(dynamic + batch)};
+        if (bit_parallel(magnitude_task, &m, batch * PARTS, threads, 64)) {
             return BIT_NO_MEMORY;
         }
-        before = lap(seconds ? seconds + 1 + i : NULL, before);
+        const int64_t each = batch * PARTS / scales;
+        for (int64_t i = 0; i < scales; i++) {
+            uint32_t largest = 0;
+            for (int64_t j = i * each; j < (i + 1) * each; j++) {
+                largest = m.largest[j] > largest ? m.largest[j] : largest;
+            }
+            dynamic[i] = bit_dynamic_scale(largest, program->high);
+        }
+        x_scale = dynamic;
     }
-    return BIT_OK;
+    const int on_grid = out->bias != NULL && out->bias_on_grid;
+    for (int64_t i = 0; i < scales; i++) {
+        bit_scales_of(out, x_scale[i], 0, channels, factors + i * channels, on_grid ? grid + i * channels : NULL);
+    }
+    struct bit_run run = {
+        .isa = kernels(isa),
+        .program = program,
+        .arena = arena,
+        .batch = batch,
+        .input = x,
+        .kind = channels_last ? BIT_INPUT_FLOAT_LAST : BIT_INPUT_FLOAT,
+        .scales = x_scale,
+        .scale_count = scales,
+        .out = *out,
+        .factors = factors,
+        .grid = on_grid ? grid : NULL,
+    };
+    run.out.reals = y;
+    return run_program(&run, threads, 0, NULL);
 }

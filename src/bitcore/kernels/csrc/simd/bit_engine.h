@@ -64,8 +64,8 @@ struct bit_program {
     const int8_t *zeros[2]; /* bytes 0; bytes -128 */
     int32_t input;          /* buffer */
     int32_t border[2];      /* of zeros around it, within its height and width */
-    int32_t low, high;      /* of the input's levels */
-    int32_t unused;
+    int32_t low, high;      /* of the input's levels, */
+    int32_t step;           /* which are all integers, or the odd ones */
 };
 
 enum bit_input_kind {
@@ -73,7 +73,8 @@ enum bit_input_kind {
     BIT_INPUT_FLOAT,
     BIT_INPUT_INT8,
     BIT_INPUT_UINT8,
-    BIT_INPUT_CHANNELS_LAST /* bytes of the buffer's own type */
+    BIT_INPUT_CHANNELS_LAST, /* bytes of the buffer's own type */
+    BIT_INPUT_FLOAT_LAST     /* float, channels last */
 };
 
 struct bit_run {
@@ -85,9 +86,14 @@ struct bit_run {
     int64_t batch, pixels; /* pixels: of all samples */
     int64_t tiles, parts;  /* of one item of work: tiles, and into how many the blocks are divided */
     const void *input;
-    float scale;
-    int kind;           /* of input */
+    int kind;            /* of input */
+    const float *scales; /* of a float input: one, or one a sample, */
+    int64_t scale_count;
     atomic_int *failed; /* a NaN was met */
+    /* float output: to each scale of the input those of all channels, and maybe their bias on the accumulators' grid */
+    struct bit_output out;
+    const float *factors;
+    const double *grid;
 };
 
 static inline uint8_t *bit_sample(const struct bit_run *run, int buffer, int64_t sample) {
@@ -100,6 +106,13 @@ static inline uint8_t *bit_sample(const struct bit_run *run, int buffer, int64_t
  * BIT_BAD_CODE: an input is NaN. */
 BIT_API int bit_engine_run(int isa, const struct bit_program *program, const void *input, int kind, float scale,
                            int32_t *output, int64_t batch, int threads, uint8_t *arena, double *seconds);
+
+/* A convolution from float to float: a program whose output is one, scaled by (x scale * weight scale), bias added.
+ * x and y: both channels first, or both channels last. x_scale: as in bit_linear_float_simd, with samples for rows.
+ * BIT_BAD_CODE: there is a NaN; everything was computed as if it were a number. */
+BIT_API int bit_conv2d_float(int isa, const struct bit_program *program, const struct bit_output *out, const float *x,
+                             float *y, int channels_last, const float *x_scale, int64_t x_scales, int64_t batch,
+                             int threads, uint8_t *arena);
 
 /* ---- bit_engine_tiles.c ---- */
 
@@ -115,6 +128,8 @@ void bit_tile_posts(const struct bit_run *run, int32_t *tile, int64_t pixel, int
 void bit_normshift_task(void *job, int64_t sample, void *scratch);
 void bit_signs_task(void *job, int64_t sample, void *scratch);
 void bit_flatten_task(void *job, int64_t sample, void *scratch);
+/* The input of a sample is taken in so many lines, each an item of work. */
+int64_t bit_input_lines(const struct bit_program *program);
 void bit_input_task(void *job, int64_t index, void *scratch);
 
 #endif

@@ -3,7 +3,7 @@
 
 #include "bit_engine.h"
 
-#define ROW 256 /* values of the input that are quantized at once */
+#define LINE 256 /* pixels of the input that are taken at once */
 
 static int32_t value_of(const uint8_t *at, const struct bit_buffer *buffer) {
     int32_t value;
@@ -90,39 +90,25 @@ void bit_flatten_task(void *job, int64_t sample, void *scratch) {
     }
 }
 
-/* One row of a channel of the input to a row of the buffer; 1 if there is a NaN. */
-static int copy_row(const struct bit_run *run, const struct bit_buffer *buffer, int64_t from, int64_t width,
-                    uint8_t *to) {
-    const struct bit_program *program = run->program;
-    int8_t levels[ROW];
-    int32_t values[ROW];
-    int bad = 0;
+/* Some pixels of a channel of an integer input to the buffer. */
+static void copy_line(const struct bit_run *run, const struct bit_buffer *buffer, int64_t from, int64_t count,
+                      uint8_t *to) {
+    int32_t values[LINE];
     if (buffer->item == 1 && (run->kind == BIT_INPUT_INT8 || run->kind == BIT_INPUT_UINT8)) {
         const uint8_t *bytes = (const uint8_t *)run->input + from;
-        for (int64_t i = 0; i < width; i++, to += buffer->pixel) {
+        for (int64_t i = 0; i < count; i++, to += buffer->pixel) {
             *to = (uint8_t)(bytes[i] - buffer->offset);
         }
-        return 0;
+        return;
     }
-    for (int64_t i = 0; i < width; i += ROW, from += ROW) {
-        const int64_t n = width - i < ROW ? width - i : ROW;
-        switch (run->kind) {
-        case BIT_INPUT_FLOAT: /* Python asks for it where levels are bytes */
-            bad |= run->isa->quantize((const float *)run->input + from, run->scale, program->low, program->high,
-                                      buffer->offset, n, levels);
-            for (int64_t k = 0; k < n; k++, to += buffer->pixel) {
-                *to = (uint8_t)levels[k];
-            }
-            continue;
-        case BIT_INPUT_INT8:
-        case BIT_INPUT_UINT8:
-            for (int64_t k = 0; k < n; k++) {
-                const uint8_t byte = ((const uint8_t *)run->input)[from + k];
-                values[k] = run->kind == BIT_INPUT_INT8 ? (int8_t)byte : byte;
-            }
-            break;
-        default:
+    for (int64_t i = 0; i < count; i += LINE, from += LINE) {
+        const int64_t n = count - i < LINE ? count - i : LINE;
+        if (run->kind == BIT_INPUT_INT32) {
             memcpy(values, (const int32_t *)run->input + from, (size_t)n * sizeof *values);
+        }
+        for (int64_t k = 0; k < n && run->kind != BIT_INPUT_INT32; k++) {
+            const uint8_t byte = ((const uint8_t *)run->input)[from + k];
+            values[k] = run->kind == BIT_INPUT_INT8 ? (int8_t)byte : byte;
         }
         for (int64_t k = 0; k < n; k++, to += buffer->pixel) {
             if (buffer->item == 1) {
@@ -132,39 +118,80 @@ static int copy_row(const struct bit_run *run, const struct bit_buffer *buffer, 
             }
         }
     }
+}
+
+/* Some pixels of a float input, quantized; 1 if there is a NaN. `first`: of the sample's, which has `area` of them. */
+static int quantize_line(const struct bit_run *run, const struct bit_buffer *buffer, int64_t sample, int64_t area,
+                         int64_t first, int64_t count, int8_t *to) {
+    const struct bit_program *program = run->program;
+    const int range[4] = {program->low, program->high, program->step, buffer->offset};
+    const float scale = run->scales[run->scale_count > 1 ? sample : 0];
+    const float *x = (const float *)run->input + sample * area * buffer->channels;
+    int bad = 0;
+    if (run->kind == BIT_INPUT_FLOAT) {
+        for (int c = 0; c < buffer->channels; c += 4) {
+            const int channels = buffer->channels - c < 4 ? buffer->channels - c : 4;
+            bad |= run->isa->quantize_planes(x + c * area + first, area, channels, count, scale, range, to + c,
+                                             buffer->pixel);
+        }
+        return bad;
+    }
+    const int dense = buffer->pixel == buffer->channels;
+    const int64_t pixels = dense ? 1 : count, each = dense ? count * buffer->channels : buffer->channels;
+    x += first * buffer->channels;
+    for (int64_t i = 0; i < pixels; i++) {
+        uint8_t nan;
+        run->isa->quantize(x + i * each, to + i * buffer->pixel, each, scale, range, &nan);
+        bad |= nan;
+    }
     return bad;
 }
 
-/* One row of one sample: channels first to channels last, with its border of zeros. */
+static int bordered(const struct bit_program *program) { return program->border[0] || program->border[1]; }
+
+int64_t bit_input_lines(const struct bit_program *program) {
+    const struct bit_buffer *buffer = program->buffers + program->input;
+    return bordered(program) ? buffer->height : ((int64_t)buffer->height * buffer->width + LINE - 1) / LINE;
+}
+
+/* Consecutive pixels of one sample: channels first, or last, to the buffer. With a border of zeros they are a row. */
 void bit_input_task(void *job, int64_t index, void *scratch) {
     struct bit_run *run = job;
     const struct bit_program *program = run->program;
     const struct bit_buffer *buffer = program->buffers + program->input;
-    const int64_t y = index % buffer->height, sample = index / buffer->height;
+    const int64_t lines = bit_input_lines(program), sample = index / lines, line = index % lines;
     const int64_t height = buffer->height - 2 * (int64_t)program->border[0];
-    const int64_t width = buffer->width - 2 * (int64_t)program->border[1], at = y - program->border[0];
-    uint8_t *row = bit_sample(run, program->input, sample) + y * buffer->width * buffer->pixel;
+    const int64_t width = buffer->width - 2 * (int64_t)program->border[1], area = height * width;
+    uint8_t *to = bit_sample(run, program->input, sample);
+    int64_t first = line * LINE, count = area - first < LINE ? area - first : LINE;
     (void)scratch;
-    if (height != buffer->height || width != buffer->width) {
-        memset(row, buffer->offset ? -128 : 0, (size_t)(buffer->width * (int64_t)buffer->pixel));
+    if (bordered(program)) {
+        const size_t row = (size_t)(buffer->width * (int64_t)buffer->pixel);
+        to += line * (int64_t)row;
+        memset(to, buffer->offset ? -128 : 0, row);
+        first = (line - program->border[0]) * width, count = width;
+        if (first < 0 || first >= area) {
+            return;
+        }
+        to += (int64_t)program->border[1] * buffer->pixel;
+    } else {
+        to += first * buffer->pixel;
     }
-    if (at < 0 || at >= height) {
-        return;
-    }
-    row += (int64_t)program->border[1] * buffer->pixel;
-    if (run->kind == BIT_INPUT_CHANNELS_LAST) {
-        const uint8_t *from = (const uint8_t *)run->input + (sample * height + at) * width * buffer->channels;
-        for (int64_t i = 0; i < width; i++, row += buffer->pixel) {
+    if (run->kind == BIT_INPUT_FLOAT || run->kind == BIT_INPUT_FLOAT_LAST) {
+        if (quantize_line(run, buffer, sample, area, first, count, (int8_t *)to)) {
+            atomic_store(run->failed, 1);
+        }
+    } else if (run->kind == BIT_INPUT_CHANNELS_LAST) {
+        const uint8_t *from = (const uint8_t *)run->input + (sample * area + first) * buffer->channels;
+        for (int64_t i = 0; i < count; i++, to += buffer->pixel) {
             for (int c = 0; c < buffer->channels; c++) {
-                row[c] = (uint8_t)(*from++ - buffer->offset);
+                to[c] = (uint8_t)(*from++ - buffer->offset);
             }
         }
-        return;
-    }
-    for (int c = 0; c < buffer->channels; c++) {
-        const int64_t from = ((sample * buffer->channels + c) * height + at) * width;
-        if (copy_row(run, buffer, from, width, row + (int64_t)c * buffer->item)) {
-            atomic_store(run->failed, 1);
+    } else {
+        for (int c = 0; c < buffer->channels; c++) {
+            copy_line(run, buffer, (sample * buffer->channels + c) * area + first, count,
+                      to + (int64_t)c * buffer->item);
         }
     }
 }

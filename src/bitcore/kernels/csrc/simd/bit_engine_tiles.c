@@ -52,6 +52,23 @@ static void gather(const struct bit_run *run, int64_t pixel, int pixels, const i
     }
 }
 
+/* A tile of the network's output, as floats. */
+static void store_reals(const struct bit_run *run, const struct bit_buffer *buffer, const int32_t *tile, int64_t pixel,
+                        int pixels, int first, int rows) {
+    const int64_t area = (int64_t)buffer->height * buffer->width, channels = buffer->channels;
+    const float *bias = run->out.bias != NULL ? run->out.bias + first : NULL;
+    const int last = run->kind == BIT_INPUT_FLOAT_LAST;
+    while (pixels > 0) { /* those of one sample */
+        const int64_t sample = pixel / area, at = pixel % area, left = area - at;
+        const int count = pixels < left ? pixels : (int)left;
+        const int64_t scales = (run->scale_count > 1 ? sample : 0) * channels + first;
+        const double *grid = run->grid != NULL ? run->grid + scales : NULL;
+        float *y = run->out.reals + sample * area * channels + (last ? at * channels + first : first * area + at);
+        run->isa->reals(tile, run->factors + scales, bias, grid, count, rows, y, last ? channels : 1, last ? 1 : area);
+        pixels -= count, pixel += count, tile += count * BIT_TILE_ROWS;
+    }
+}
+
 /* Adds pixels of a buffer to a tile, or stores them from it. */
 static void exchange(const struct bit_run *run, const struct bit_post *post, int32_t *tile, int64_t pixel, int pixels,
                      int first, int rows) {
@@ -96,7 +113,11 @@ void bit_tile_posts(const struct bit_run *run, int32_t *tile, int64_t pixel, int
             memcpy(tile, tile + (post->target + 1) * TILE, TILE * sizeof *tile);
             break;
         default:
-            exchange(run, post, tile, pixel, pixels, first, rows);
+            if (run->out.reals != NULL && run->program->buffers[post->target].at < 0) {
+                store_reals(run, run->program->buffers + post->target, tile, pixel, pixels, first, rows);
+            } else {
+                exchange(run, post, tile, pixel, pixels, first, rows);
+            }
         }
     }
 }

@@ -4,6 +4,9 @@
 static const struct bit_isa *const sets[] = {
 #if defined(BIT_X86)
     &bit_isa_avx512,
+#if defined(BIT_AVXVNNI) /* the compiler knows it */
+    &bit_isa_avxvnni,
+#endif
     &bit_isa_avx2,
 #elif defined(BIT_ARM)
     &bit_isa_i8mm,

@@ -30,14 +30,6 @@ struct product {
     float tensor_scale;
 };
 
-/* The scale of `largest` (bits of a float): largest / high, or 1 where that is no positive finite number. */
-static float dynamic_scale(uint32_t largest, int high) {
-    float magnitude;
-    memcpy(&magnitude, &largest, sizeof magnitude);
-    const float scale = magnitude / (float)high;
-    return largest < 0x7f800000U && scale > 1e-30f && scale <= 3.4028235e38f ? scale : 1.0f;
-}
-
 /* Row `index` of the current tokens: levels, correction, scale. */
 static void quantize_row(struct product *p, int64_t index) {
     const int64_t token = p->first_token + index, inputs = p->weight->inputs;
@@ -51,7 +43,7 @@ static void quantize_row(struct product *p, int64_t index) {
         const float *x = p->floats + token * inputs;
         const float scale = p->x_scales > 1    ? p->x_scale[token]
                             : p->x_scales == 1 ? p->x_scale[0]
-                            : p->x_scales == 0 ? dynamic_scale(isa->largest(x, inputs), p->range[1])
+                            : p->x_scales == 0 ? bit_dynamic_scale(isa->largest(x, inputs), p->range[1])
                                                : p->tensor_scale;
         p->scales[index] = scale;
         if (signs) {
@@ -256,7 +248,7 @@ int bit_linear_float_simd(const struct bit_linear_layer *layer, const float *x, 
     p.x_scale = x_scale;
     p.x_scales = layer->inputs == 0 && x_scales == 0 ? -1 : x_scales;
     if (p.x_scales < 0) {
-        p.tensor_scale = dynamic_scale(p.isa->largest(x, rows * layer->inputs), layer->high);
+        p.tensor_scale = bit_dynamic_scale(p.isa->largest(x, rows * layer->inputs), layer->high);
     }
     p.out = (struct bit_output){NULL, y, layer->weight_scale, layer->bias, layer->weight_scales, layer->bias_on_grid};
     return run(&p, threads);

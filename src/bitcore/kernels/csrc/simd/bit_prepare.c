@@ -280,7 +280,48 @@ int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int6
     return undo(format, prepared, outputs, inputs, packed, row_stride, NULL);
 }
 
+#define RUN 64 /* units whose codes are taken at a time: they stay in the first level of cache */
+
+/* Levels of `inputs` inputs of one row, whose bytes begin at `from` and lie `stride` apart: field `f` of `bits` bits.
+ */
+static void row_levels(const struct bit_format *format, const uint8_t *from, int64_t stride, int bits, int f,
+                       int64_t inputs, float *levels) {
+    const uint32_t mask = 0x01010101U * ((1U << bits) - 1U);
+    uint32_t words[RUN];
+    for (int64_t i = 0; 4 * i < inputs; i++, from += stride) {
+        memcpy(words + i, from, 4); /* a shift brings bits of other bytes, which the mask takes away */
+        words[i] = words[i] >> bits * f & mask;
+    }
+    const uint8_t *codes = (const uint8_t *)words;
+    if (format->step != 0) {
+        for (int64_t k = 0; k < inputs; k++) {
+            levels[k] = (float)(format->levels[0] + format->step * codes[k]);
+        }
+        return;
+    }
+    for (int64_t k = 0; k < inputs; k++) {
+        levels[k] = (float)format->levels[codes[k]];
+    }
+}
+
 int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
                float *levels) {
-    return undo(format, prepared, outputs, inputs, NULL, 0, levels);
+    const struct bit_prepared *p = bit_prepared_check(prepared, outputs, inputs);
+    if (p == NULL || p->layout == BIT_LAYOUT_TERNARY || p->layout == BIT_LAYOUT_BITS) {
+        return undo(format, prepared, outputs, inputs, NULL, 0, levels);
+    }
+    const struct bit_shape *shape = &bit_shapes[p->layout];
+    const int64_t unit_bytes = bit_unit_bytes(p->layout), many = RUN * BIT_UNIT_INPUTS;
+    for (int64_t first = 0; first < outputs; first += shape->rows) {
+        const uint8_t *units = prepared + p->units_at + first / shape->rows * p->units * unit_bytes;
+        for (int64_t k = 0; k < inputs; k += many, units += RUN * unit_bytes) {
+            for (int r = 0; r < shape->rows && first + r < outputs; r++) {
+                const int block = r / BIT_LANES;
+                row_levels(format, units + 64 * (block / shape->fields) + BIT_UNIT_INPUTS * (r % BIT_LANES), unit_bytes,
+                           shape->bits, block % shape->fields, inputs - k < many ? inputs - k : many,
+                           levels + (first + r) * inputs + k);
+            }
+        }
+    }
+    return BIT_OK;
 }

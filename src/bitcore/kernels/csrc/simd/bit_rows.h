@@ -8,57 +8,7 @@
 
 #include "bit_simd.h"
 
-static inline uint32_t float_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static uint32_t bit_largest(const float *x, int64_t n) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t magnitude = float_bits(x[i]) & 0x7fffffffU; /* floats compare as their bits */
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    return largest;
-}
-
-/* range: low, high, step of the levels, and the offset to subtract.
- *
- * A float of magnitude below 2**22 plus 1.5 * 2**23 has a unit in the last place of 1, so the addition rounds to an
- * integer, ties to even, which is then the low bits of the sum. Clamping first gives the same, as the bounds are
- * integers. */
-static int32_t bit_quantize(const float *x, int8_t *levels, int64_t n, float scale, const int *range, uint8_t *nan) {
-    const float low = (float)range[0], high = (float)range[1];
-    const float magic = 12582912.0f;
-    const int32_t offset = range[3];
-    int32_t sum = 0;
-    uint32_t bad = 0;
-    if (range[2] == 1) {
-        for (int64_t i = 0; i < n; i++) {
-            float u = x[i] / scale;
-            bad |= u != u;
-            u = u < low ? low : u;
-            u = u > high ? high : u;
-            const int32_t level = (int32_t)(float_bits(u + magic) - 0x4b400000U) - offset;
-            levels[i] = (int8_t)level;
-            sum += (int8_t)level;
-        }
-    } else { /* odd levels: 2 * floor(u / 2) + 1 */
-        for (int64_t i = 0; i < n; i++) {
-            float u = x[i] / scale;
-            bad |= u != u;
-            u = __builtin_floorf(__builtin_floorf(u) / 2) * 2 + 1;
-            u = u < low ? low : u;
-            u = u > high ? high : u;
-            const int32_t level = (int32_t)(float_bits(u + magic) - 0x4b400000U) - offset;
-            levels[i] = (int8_t)level;
-            sum += (int8_t)level;
-        }
-    }
-    *nan = bad != 0;
-    return sum;
-}
+#include "bit_floats.h"
 
 /* int8 levels; or, with flip, uint8 levels minus 128. */
 static int32_t bit_copy(const uint8_t *x, int8_t *levels, int64_t n, int flip) {
@@ -176,37 +126,17 @@ static void bit_finish(const struct bit_prepared *weight, const struct bit_outpu
     if (out->integers) {
         return;
     }
-    float *restrict y = out->reals + token * weight->outputs + first;
-    float scales[BIT_MAX_ROWS];
-    if (out->weight_scales == 1) {
-        const float s = scale * out->weight_scale[0];
-        for (int64_t i = 0; i < n; i++) {
-            scales[i] = s;
-        }
-    } else {
-        for (int64_t i = 0; i < n; i++) {
-            scales[i] = scale * out->weight_scale[first + i];
-        }
-    }
-    const float *bias = out->bias ? out->bias + first : NULL;
+    float *y = out->reals + token * weight->outputs + first, scales[BIT_MAX_ROWS];
+    double grid[BIT_MAX_ROWS];
     if (nan) {
         for (int64_t i = 0; i < n; i++) {
             y[i] = NAN;
         }
-    } else if (bias == NULL) {
-        for (int64_t i = 0; i < n; i++) {
-            y[i] = (float)integers[i] * scales[i];
-        }
-    } else if (out->bias_on_grid) {
-        for (int64_t i = 0; i < n; i++) {
-            const double rounded = __builtin_rint((double)bias[i] / (double)scales[i]);
-            y[i] = (float)((double)integers[i] + rounded) * scales[i];
-        }
-    } else {
-        for (int64_t i = 0; i < n; i++) {
-            y[i] = (float)integers[i] * scales[i] + bias[i];
-        }
+        return;
     }
+    const int on_grid = out->bias != NULL && out->bias_on_grid;
+    bit_scales_of(out, scale, first, n, scales, on_grid ? grid : NULL);
+    bit_reals_of(integers, scales, out->bias != NULL ? out->bias + first : NULL, on_grid ? grid : NULL, n, y);
 }
 
 #define BIT_ROWS                                                                                                       \

@@ -16,6 +16,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "bit_api.h"
 
@@ -57,7 +58,7 @@ struct bit_prepared {
 typedef void (*bit_micro)(const uint8_t *weight, const int8_t *x, ptrdiff_t x_stride, int64_t units, int32_t *acc,
                           ptrdiff_t acc_stride);
 
-/* How accumulators become outputs; see bit_finish in bit_rows.h. */
+/* How accumulators become outputs; see bit_floats.h. */
 struct bit_output {
     int32_t *integers;         /* int32 outputs, or NULL for */
     float *reals;              /* float outputs */
@@ -75,6 +76,14 @@ struct bit_real_weight {
     int32_t bits, affine;
     float base, step, table[16]; /* code & 15 where codes have fewer bits */
 };
+
+/* The scale of `largest` (bits of a float): largest / high, or 1 where that is no positive finite number. */
+static inline float bit_dynamic_scale(uint32_t largest, int high) {
+    float magnitude;
+    memcpy(&magnitude, &largest, sizeof magnitude);
+    const float scale = magnitude / (float)high;
+    return largest < 0x7f800000U && scale > 1e-30f && scale <= 3.4028235e38f ? scale : 1.0f;
+}
 
 /* One instruction set. Pointers may be NULL: what the driver then does is in bit_linear_simd.c. */
 struct bit_isa {
@@ -106,8 +115,9 @@ struct bit_isa {
                  int tokens, float *y);
 };
 
-extern const struct bit_isa bit_isa_avx512, bit_isa_avx2, bit_isa_neon, bit_isa_i8mm;
-extern const struct bit_conv_isa bit_conv_avx512, bit_conv_avx2, bit_conv_neon, bit_conv_i8mm, bit_conv_portable;
+extern const struct bit_isa bit_isa_avx512, bit_isa_avxvnni, bit_isa_avx2, bit_isa_neon, bit_isa_i8mm;
+extern const struct bit_conv_isa bit_conv_avx512, bit_conv_avxvnni, bit_conv_avx2, bit_conv_neon, bit_conv_i8mm,
+    bit_conv_portable;
 
 /* The instruction set of that number (in the order of bit_isa_name), or NULL where this machine lacks it. */
 const struct bit_isa *bit_isa_get(int number);

@@ -1,0 +1,81 @@
+"""FusedLayer: a packed layer that runs, from float to float, in one call of a kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitcore.kernels.simd import Fused, quantizes, traced
+from bitcore.quantizers import FromValues, Quantizer
+from bitlayers.base import BitLayer
+
+
+class FusedLayer(BitLayer):
+    """A `BitLayer` whose packed state is one call of a kernel (`Fused`), bit for bit as `BitLayer` computes it.
+
+    Inputs that are not float32, and quantizers that a kernel does not know, go the way of `BitLayer`.
+    """
+
+    _fused: Fused | None = None
+    # Of dynamic scales, whether a tensor has one; None: other scales
+    _dynamic_per_tensor: bool | None = None
+
+    def fuse(self, quantizer: Quantizer, scale: Tensor, bias: Tensor | None) -> Fused | None:
+        """Returns the call of the packed layer; ``None`` where there is no kernel."""
+        raise NotImplementedError
+
+    def fused_operator(self, x: Tensor, x_scale: Tensor | None, per_tensor: bool) -> Tensor:
+        """Returns the same as one of torch's operators, which tracing sees."""
+        raise NotImplementedError
+
+    def fused_weight(self) -> Tensor | None:
+        """Returns the weight that `fuse` uses."""
+        raise NotImplementedError
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernel takes an input of that shape."""
+        return True
+
+    def _to_machine(self) -> None:
+        super()._to_machine()
+        self._fused = self._fuse()
+
+    def _to_bytes(self) -> None:
+        super()._to_bytes()
+        self._fused = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make their own calls of kernels."""
+        return {**super().__getstate__(), "_fused": None}
+
+    def _fuse(self) -> Fused | None:
+        weight, scale, bias, quantizer = self.fused_weight(), self.weight_scale, self.bias, self.activation_quantizer
+        if weight is None or scale is None or quantizer is None or not quantizes(quantizer.format):
+            return None
+        if scale.dtype != torch.float32 or (bias is not None and bias.dtype != torch.float32):
+            return None
+        source = quantizer.source
+        dynamic = isinstance(source, FromValues) and source.largest_value and not quantizer.pow2
+        self._dynamic_per_tensor = source.trailing is None if dynamic else None
+        return self.fuse(quantizer, scale, bias)
+
+    def _forward_levels(self, x: Tensor) -> Tensor:
+        fused, weight = self._fused, self.fused_weight()
+        if fused is None or weight is None or x.dtype != torch.float32 or not self.takes(x):
+            return super()._forward_levels(x)
+        scale, per_tensor = None, self._dynamic_per_tensor
+        if per_tensor is None:
+            quantizer = self.activation_quantizer
+            assert quantizer is not None
+            scale = quantizer.scale(x).detach()
+            moved = quantizer.source.offset(x, quantizer.format) is not None
+            if moved or quantizer.source.divisor(x, scale, quantizer.format) is not scale:
+                return super()._forward_levels(x)
+        if traced(x):
+            return self.fused_operator(x, scale, bool(per_tensor))
+        if not fused.uses(weight, self._buffers["weight_scale"], self._parameters["bias"]):
+            fused = self._fused = self._fuse()
+            assert fused is not None
+        return fused(x, scale, bool(per_tensor))
