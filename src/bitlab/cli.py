@@ -33,7 +33,7 @@ Dataset = Annotated[str | None, typer.Option(help="Another dataset than the one 
 Samples = Annotated[int | None, typer.Option("--max-samples", min=1, help="Use only the first so many images.")]
 Optimize = Annotated[
     str | None,
-    typer.Option(help="speed, or flash: a smaller, slower runtime [default: speed, and flash if that does not fit]."),
+    typer.Option(help="speed, or flash: a smaller, slower runtime; by default speed, and flash if that does not fit."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
@@ -74,9 +74,9 @@ def quickstart(
 @recipe_flags
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A recipe (YAML); without one, the digits recipe.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: RESULTS_DIR/SAVE].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; by default RESULTS_DIR/SAVE.")] = None,
     results_dir: Annotated[Path, typer.Option("--results-dir", help="Where run folders lie.")] = Path("runs"),
-    save: Annotated[str | None, typer.Option("--save", help="Name of the run folder [default: the recipe's].")] = None,
+    save: Annotated[str | None, typer.Option("--save", help="Name of the run folder; by default the recipe's.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--evaluate", "-e", help="Only measure this checkpoint, on the recipe's data.")
     ] = None,
@@ -153,13 +153,15 @@ def export(
         f"{artifact.folder}: {written}. "
         f"Constants {console.size(sizes.constants)}, arena {console.size(sizes.arena)}, {sizes.macs:,} MACs."
     )
+    if target != "engine" and (rice := Manifest.load(artifact.folder).rice):
+        console.out.print(f"Rice codes in {', '.join(rice)}: README.md says what they save and cost.")
 
 
 @app.command()
 def measure(
     folder: Annotated[Path, typer.Argument(help="An exported folder.")],
     target: Annotated[
-        str | None, typer.Option(help="host, wasm32 or a chip [default: the one it was exported for].")
+        str | None, typer.Option(help="host, wasm32 or a chip; by default the one it was exported for.")
     ] = None,
     dataset: Dataset = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="The first so many test images.")] = 100,
@@ -181,9 +183,9 @@ def measure(
 def fit(
     target: Annotated[str, typer.Option(help="The chip: rv32ec, cortex-m0, ...")],
     dataset: Annotated[str, typer.Option(help="The dataset.")] = "mnist",
-    flash: Annotated[str | None, typer.Option(help="Bytes of flash, as 8k [default: the chip's].")] = None,
+    flash: Annotated[str | None, typer.Option(help="Bytes of flash, as 8k; by default the chip's.")] = None,
     ram: Annotated[
-        str | None, typer.Option(help="Bytes of RAM, with input and stack, as 2k [default: the chip's].")
+        str | None, typer.Option(help="Bytes of RAM, with input and stack, as 2k; by default the chip's.")
     ] = None,
     instructions: Annotated[str | None, typer.Option(help="Instructions (AVR: cycles) of an image, as 500k.")] = None,
     family: Annotated[str, typer.Option(help="mcunet or mlp.")] = "mcunet",
@@ -194,7 +196,7 @@ def fit(
     trials: Annotated[int, typer.Option(min=1, help="Networks to train.")] = 30,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the longest training in the search.")] = 18,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the images [default: at most 16].")
+        int | None, typer.Option(min=1, help="Height and width of the images; by default at most 16.")
     ] = None,
     validation: Annotated[
         float, typer.Option(min=0.01, max=0.9, help="Share of the training images that networks are judged by.")

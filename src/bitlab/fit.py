@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import tempfile
 from collections.abc import Callable
@@ -23,10 +24,18 @@ from bittrain.fit import fit
 from bittrain.prepare import prepare
 from bittrain.recipe import Recipe
 
-RECIPE = Recipe(normalization="pow2", batch_size=128, lr=5e-3, epochs=60, warmup_epochs=1)
+RECIPE = Recipe(
+    normalization="pow2",
+    methods=("fused-batch-norm freeze=40", "freeze-scales epochs=40"),
+    batch_size=128,
+    lr=5e-3,
+    epochs=60,
+    warmup_epochs=1,
+)
 """How networks are trained where no recipe says it."""
 _PROPOSALS = 20  # candidates over budget, at most, for each one that is trained
 _REDUCTION = 3  # one of so many networks trains on behind each rung
+_EPOCHS = re.compile(r"\b(start|freeze|epochs)=([\d.]+)")  # options of methods that count epochs
 _PASSED_ON = {"tensorboard": False, "plots": False, "checkpoint_steps": 0}  # of the short trainings
 
 
@@ -60,10 +69,16 @@ class Search:
         return self.recipe.replace(
             epochs=self.epochs,
             warmup_epochs=min(self.recipe.warmup_epochs, self.epochs / 4),
+            methods=tuple(_EPOCHS.sub(self._shortened, method) for method in self.recipe.methods),
             validation=self.validation,
             max_train_samples=self.max_train_samples,
             **_PASSED_ON,
         )
+
+    def _shortened(self, option: re.Match[str]) -> str:
+        """A method's epochs, as early in the shorter training; 0 stays 0, a share of a training what it is."""
+        epochs = float(option[2])
+        return f"{option[1]}={max(1, round(epochs * self.epochs / self.recipe.epochs)) if epochs >= 1 else option[2]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON gives them back."""

@@ -17,9 +17,9 @@ from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c.chips import CHIPS, Chip
 from bitexport.targets.c.emulate import Emulation, emulate
 from bitexport.targets.c.firmware import DoesNotFitError
-from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.target import Manifest
 from bitlab.fit_space import parse_count
+from bitlayers.fusion import fuse_batchnorm, train_fused
 from bittrain.build import build_model
 from bittrain.prepare import Prepared
 from bittrain.recipe import Recipe
@@ -96,7 +96,7 @@ def parse_budget(target: str, flash: str | None, ram: str | None, instructions: 
 def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip, budget: Budget) -> Cost:
     """Builds a model for a chip and runs a few training images in the emulator.
 
-    The compact runtime is taken where the fast one exceeds the budget's flash.
+    The compact runtime is taken where the fast one exceeds the budget's flash or RAM.
 
     Raises:
         BitLabError: A tool is missing, the model cannot be lowered, or the chip computes something else.
@@ -105,7 +105,7 @@ def measure_cost(model: nn.Module, prepared: Prepared, chip: Chip, budget: Budge
     graph = lower(model, shape)
     codes = graph.input.quantize(prepared.preprocessing(prepared.train.sample(_IMAGES)))
     cost = _cost(graph, chip, codes, OPTIMIZE[0])
-    if cost.flash is not None and cost.flash > budget.flash:
+    if Cost(cost.flash, cost.ram, None, cost.optimize).excess(budget):
         cost = _cost(graph, chip, codes, OPTIMIZE[1])
     return cost
 
@@ -138,13 +138,16 @@ def _emulate(graph: Graph, target: CTarget, chip: Chip, codes: Ints) -> Emulatio
         target.emit(graph, folder, "network")
         manifest = Manifest.load(folder)
         files = [folder / file for file in manifest.sources]
-        return emulate(chip, "network", folder, files, plan_layers(graph, manifest.limit, manifest.compact), codes)
+        return emulate(chip, "network", folder, files, manifest.plan(graph), codes)
 
 
 def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:
-    """Builds a recipe's model, with the ranges of its activations from one batch."""
+    """Builds a recipe's model, with the ranges of its activations from one batch, and batch norm folded in if asked."""
     shape, classes = prepared.preprocessing.shape, len(prepared.data.classes)
     model = build_model(recipe, shape, classes)
+    fused = any(method.split()[0] == "fused-batch-norm" for method in recipe.methods)
+    if fused:
+        train_fused(model)
     with torch.no_grad():
         model.train()(prepared.preprocessing(prepared.train.sample(256)))
-    return model.eval()
+    return (fuse_batchnorm(model) if fused else model).eval()

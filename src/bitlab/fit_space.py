@@ -11,7 +11,7 @@ from bitcore.presets import PRESETS
 from bittrain.recipe import Recipe
 
 DEFAULT_FORMATS = ("ternary", "2bitsym", "4bitsym")
-_CHANNELS = (4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)  # small ones often: most chips are small
+_CHANNELS = (4, 5, 6, 8, 10, 12, 15, 16, 20, 25, 30, 40, 50, 60)  # 5 ternary codes are a byte
 _HIDDEN = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128)
 
 
@@ -93,7 +93,11 @@ def candidate(choose: Chooser, base: Recipe, family: str, formats: Sequence[str]
     """
     options, layers = FAMILIES[family](choose, formats)
     head = choose.suggest_categorical("format_head", formats)
-    overrides = {name: f"mcu-{layer}-static" for name, layer in layers.items() if layer != head}
+    quant = PRESETS[f"mcu-{head}-static"].to_dict()
+    overrides: dict[str, Any] = {}
+    for name, layer in layers.items():  # a scale for each channel: batch norm is part of the weights
+        config = PRESETS[f"mcu-{layer}-static"].replace(weight_granularity="per_channel").to_dict()
+        overrides[name] = {key: value for key, value in config.items() if value != quant[key]}
     return base.replace(
         model=family, model_options=options, quant=f"mcu-{head}-static", quant_overrides=overrides, act_bits=None
     )
@@ -117,9 +121,10 @@ def check_space(family: str, formats: Sequence[str]) -> None:
 
 def describe(recipe: Recipe) -> str:
     """Returns a network in a few words, such as ``12·4bitsym pool 16·ternary pool head·4bitsym``."""
+    head = str(recipe.quant).removeprefix("mcu-").removesuffix("-static")
 
     def layer(name: str, width: object) -> str:
-        return f"{width}·{recipe.quant_overrides.get(name, recipe.quant).removeprefix('mcu-').removesuffix('-static')}"
+        return f"{width}·{recipe.quant_overrides.get(name, {}).get('weight_format', head)}"
 
     options = recipe.model_options
     if recipe.model == "mlp":

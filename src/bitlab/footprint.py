@@ -151,7 +151,9 @@ class Totals:
 def totals(graph: Graph, folder: Path | None = None) -> Totals:
     """Returns a graph's sizes as the C target lays it out, in an export folder as it was made for its chip."""
     manifest = Manifest.load(folder) if folder and (folder / MANIFEST_FILE).is_file() else None
-    source = CSource(graph, "network", manifest.limit, manifest.compact) if manifest else CSource(graph, "network")
+    source = CSource(graph, "network")
+    if manifest:
+        source = CSource(graph, "network", manifest.limit, manifest.compact, bool(manifest.rice))
     source.source()
     weighted = [node for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(

@@ -11,7 +11,6 @@ from bitcore.errors import BitLabError, unknown
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.emulate import emulate
 from bitexport.targets.c.host import run_on_host
-from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.target import Manifest, open_export
 from bitlab import console
 from bittrain.evaluate import load_split
@@ -63,7 +62,7 @@ def measure_export(
         return {**result, "chip": "this machine", **_compare(outputs, outputs.argmax(1), expected, labels)}
     chip = CHIPS[target]
     files = [folder / file for file in manifest.sources]
-    found = emulate(chip, artifact.name, folder, files, plan_layers(graph, manifest.limit, manifest.compact), codes)
+    found = emulate(chip, artifact.name, folder, files, manifest.plan(graph), codes)
     result |= {"chip": chip.chip, **_compare(found.outputs, found.classes, expected, labels)}
     if found.size is None:
         return result

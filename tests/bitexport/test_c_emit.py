@@ -28,6 +28,7 @@ from bitexport import lower
 from bitexport.targets import Artifact, CTarget
 from bitexport.targets.c.host import run_on_host
 from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c.source import CSource
 from bitexport.targets.c.target import open_export
 from bitlayers.convert import quantize
 from networks import extreme_codes, perceptron, random_chain, train_a_little
@@ -358,3 +359,71 @@ def test_every_weight_format_has_its_runtime_file(tmp_path: Path) -> None:
         )
         sources = "".join(path.read_text() for path in artifact.folder.glob("bit_columns_*.c"))
         assert sources, name
+
+
+# ---- what its comments say -------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    """Two convolutions with a shortcut around the second one, a pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 5, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(5, 5, 3, padding=1, bias=False)
+        self.fc = nn.Linear(80, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        x = (self.b(x) + x).relu()
+        return self.fc(nn.functional.max_pool2d(x, 2).flatten(1))
+
+
+def test_graphs_know_the_scales_of_their_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 1, 8, 8)
+    model = train_a_little(quantize(Residual(), PRESETS["mcu-ternary-static"]), x)
+    graph = lower(model, (1, 8, 8))
+    seen: list[torch.Tensor] = []
+    model.get_submodule("fc").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(x)
+    codes = dict(graph.trace(graph.input.quantize(x)))["flatten"]
+    scale = next(node.scale for node in graph.nodes if node.name == "flatten")
+    assert scale is not None
+    assert np.abs(seen[0].numpy().clip(0, 255 * scale) - codes * scale).max() <= scale / 2
+    graph.save(tmp_path / "graph.safetensors")
+    again = Graph.load(tmp_path / "graph.safetensors")
+    assert [node.scale for node in again.nodes] == [node.scale for node in graph.nodes]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("preset", ["mcu-ternary-static", "mcu-ternary"])
+def test_the_map_gives_place_range_and_scale_of_every_buffer(preset: str, compact: bool) -> None:
+    torch.manual_seed(0)
+    static = preset.endswith("static")
+    plain = nn.Sequential(nn.Conv2d(1, 5, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3, bias=False))
+    model = train_a_little(quantize(Residual() if static else plain, PRESETS[preset]), torch.randn(8, 1, 8, 8))
+    graph = lower(model, (1, 8, 8))
+    source = CSource(graph, "net", compact=compact)
+    text = source.source().partition("#include")[0]
+    pattern = r"\[(\d+)\.\.(\d+)\): (\S+), (\w+) (-?\d+) to (-?\d+)(?: in steps of (\S+))?,"
+    found = {m[3]: (int(m[1]), int(m[2]), m[4], int(m[5]), int(m[6]), m[7]) for m in re.finditer(pattern, text)}
+    output = graph.output.type
+    kinds = {**source.plan.types, "output": IntTensor(output.shape, output.low, output.high)}
+    scales = {node.name: node.scale for node in graph.nodes}
+    scales |= {"input": graph.input.scale, "output": graph.output_scale}
+    expected = {
+        place.name: (
+            place.offset,
+            place.offset + place.bytes,
+            kinds[place.name].storage,
+            kinds[place.name].low,
+            kinds[place.name].high,
+            repr(scales[place.name]) if static else None,
+        )
+        for place in source.plan.places
+        if not place.name.startswith("scratch of ")
+    }
+    assert found == expected
+    assert all((scales[name] is not None) == static for name in found)

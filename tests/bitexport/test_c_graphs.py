@@ -1,5 +1,6 @@
 """Random graphs of every operation become C that computes what the interpreter computes."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitcore.formats import FORMATS
-from bitcore.graph import OPS, Conv2d, Graph, InputSpec, MaxPool2d, Node, Requantize
+from bitcore.graph import OPS, Conv2d, Flatten, Graph, InputSpec, MaxPool2d, Node, Op, Requantize, Threshold
 from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c.plan import plan_layers
 from graphs import plain_network, random_graph
@@ -106,6 +107,45 @@ def test_every_format_in_convolutions(tmp_path: Path, require_tool: Tool) -> Non
     """Tails of octets, groups of inputs that are not full, pairs of pixels and single ones."""
     graphs = {f"conv_{fmt}": convolution(fmt, seed) for seed, fmt in enumerate(FORMATS)}
     check(graphs, tmp_path, require_tool("gcc", "gcc"), ("-O1",))
+
+
+def same_convolutions(width: int, channels: int, pool: bool, seed: int) -> Graph:
+    """Two ternary 3x3 convolutions that keep the size of their maps; with thresholds in between."""
+    rng = np.random.default_rng(seed)
+    spec = InputSpec((channels, 6, width), "uint8", 0.5)
+    nodes: list[Node] = []
+
+    def add(name: str, op: Op) -> None:
+        source, kind = (nodes[-1].name, nodes[-1].type) if nodes else ("input", spec.type)
+        nodes.append(Node(name, op, (source,), op.infer(kind)))
+
+    def conv(name: str, outputs: int) -> None:
+        inputs = nodes[-1].type.shape[0] if nodes else channels
+        levels = rng.choice([-1, 0, 1], (outputs, inputs, 3, 3))
+        add(name, Conv2d(levels, "ternary", rng.integers(-99, 99, outputs), (1, 1), (1, 1), (1, 1), 1))
+
+    conv("first", 11)
+    thresholds = np.sort(rng.integers(-900, 900, (11, 15)), axis=1)
+    add("few", Threshold(thresholds, np.ones(1, dtype=np.int64), 0, 1))
+    conv("second", 9)
+    add("fold", Requantize(np.ones(1, dtype=np.int64), rng.integers(-9, 9, 9), rng.integers(0, 4, 9), 0, 200))
+    if pool:
+        add("pool", MaxPool2d((2, 2), (2, 2), (0, 0)))
+    add("flat", Flatten())
+    return Graph(spec, tuple(nodes), 1.0)
+
+
+@pytest.mark.parametrize("how", BUILDS)
+def test_rows_of_ternary_weights(how: str, tmp_path: Path, require_tool: Tool) -> None:
+    """At both edges, of single pixels and pairs, with sums within 16 bits and beyond."""
+    compiler, flags = BUILDS[how]
+    sizes = itertools.product((2, 3, 8), (1, 50), (False, True))
+    graphs = {f"w{w}c{c}p{int(p)}": same_convolutions(w, c, p, w + c) for w, c, p in sizes}
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["speed"])
+    for name in graphs:
+        used = {path.name for path in (tmp_path / f"{name}_speed").glob("bit_*.c")}
+        assert {"bit_columns_ternary3.c", "bit_finish_shift.c", "bit_finish_value.c"} < used
+        assert "bit_columns_ternary.c" not in used
 
 
 def test_convolutions_pool_on_the_way_and_creep_over_their_input() -> None:

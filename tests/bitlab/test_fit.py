@@ -65,7 +65,7 @@ def test_what_is_too_large_is_never_trained(found: Fitter) -> None:
     assert data["trials"] == found.rows and data["best"] == small["number"] and data["front"] == [1]
     assert large["state"] == "over budget" and "accuracy" not in large and "flash" in large["reason"]
     assert small["state"] == "finished" and small["epochs"] == 2 and small["accuracy"] > 0.2
-    assert small["network"] == "12·2bitsym head·4bitsym" and small["parameters"] == 64 * 12 + 2 * 12 + 12 * 10 + 10
+    assert small["network"] == "12·2bitsym head·4bitsym" and small["parameters"] == 64 * 12 + 12 + 12 * 10 + 10
     assert not Cost(small["flash"], small["ram"], small["instructions"]).excess(SEARCH.budget)
     assert Cost(small["flash"], small["ram"], small["instructions"]).excess(Budget(9999, 9999, 100))
     assert (found.out / "pareto.png").read_bytes().startswith(b"\x89PNG")
@@ -110,6 +110,12 @@ def test_recipes_of_every_family_build(family: str) -> None:
     recipe = candidate(Smallest("ternary"), DIGITS, family, ("ternary",))
     build_model(recipe, (1, 8, 8), 10)
     assert describe(recipe).endswith("head·ternary")
+
+
+def test_short_trainings_freeze_as_early_as_long_ones() -> None:
+    recipe = RECIPE.replace(methods=("fused-batch-norm freeze=40 start=0", "freeze-scales epochs=2"), epochs=60)
+    short = replace(SEARCH, recipe=recipe, epochs=18).short
+    assert short.methods == ("fused-batch-norm freeze=12 start=0", "freeze-scales epochs=1")
 
 
 def test_the_front_holds_what_nothing_beats() -> None:

@@ -119,7 +119,7 @@ class GraphBuilder(NodeBuilder):
         value = Value.of_codes("input", spec.type, scale, spec.scale is None, "input")
         if x.type.shape == spec.shape:
             return value
-        node = self._add(f"{self.layer}.flat", Flatten(), "input")
+        node = self._add(f"{self.layer}.flat", Flatten(), "input", scale=spec.scale)
         return replace(value, node=node.name, type=node.type)
 
     def _static_grid(self, quantizer: Quantizer) -> tuple[float, int]:
@@ -249,7 +249,7 @@ class GraphBuilder(NodeBuilder):
         steps = [resolution] if resolution else [value.step or 0 for value in x]
         step = max(*steps, power_of_two_above(needed / _SUM))
         sources = [self.materialize(value, step).node for value in x]
-        node = self._add(self._free(self.layer), op, *sources)
+        node = self._add(self._free(self.layer), op, *sources, scale=step)
         return replace(Value.of_codes(node.name, node.type, step, False, self.layer), span=span)
 
     # ---- operations ----------------------------------------------------------------------------------------------

@@ -72,12 +72,14 @@ class Node:
         op: The operation.
         inputs: Names of the nodes it reads (``"input"`` is the graph's input).
         type: The type of its result.
+        scale: The real value of one step of its result, ``None`` where it differs (or nobody said it).
     """
 
     name: str
     op: Op
     inputs: tuple[str, ...]
     type: IntTensor
+    scale: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,15 @@ class Graph:
                     tensors[f"{node.name}.{f.name}"] = _narrowest(value)
                 else:
                     plain[f.name] = value
-            nodes.append({"name": node.name, "op": node.op.kind, "inputs": node.inputs, "fields": plain})
+            nodes.append(
+                {
+                    "name": node.name,
+                    "op": node.op.kind,
+                    "inputs": node.inputs,
+                    "fields": plain,
+                    "scale": node.scale,
+                }
+            )
         header = {"input": asdict(self.input), "nodes": nodes, "output_scale": self.output_scale, "info": self.info}
         content = save_tensors(tensors, {_FILE_KIND: json.dumps(header)})
         write_atomically(path, content)
@@ -196,7 +206,7 @@ class Graph:
             arrays = constants.get(name, {})
             op = OPS[entry["op"]](**plain, **arrays)
             types[name] = op.infer(*(types[i] for i in entry["inputs"]))
-            nodes.append(Node(name, op, tuple(entry["inputs"]), types[name]))
+            nodes.append(Node(name, op, tuple(entry["inputs"]), types[name], entry.get("scale")))
         return cls(spec, tuple(nodes), header["output_scale"], header["info"])
 
 

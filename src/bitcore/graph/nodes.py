@@ -29,8 +29,8 @@ class NodeBuilder:
         """Returns an error that names the layer being lowered."""
         return BitLabError(f"layer '{self.layer}': {message}")
 
-    def _add(self, name: str, op: Op, *sources: str | None) -> Node:
-        """Adds a node, or returns the one that computes the same of the same."""
+    def _add(self, name: str, op: Op, *sources: str | None, scale: float | None = None) -> Node:
+        """Adds a node whose results count ``scale``, or returns the one that computes the same of the same."""
         inputs = tuple(source for source in sources if source is not None)
         if len(inputs) < len(sources):
             raise self.error("its input was never quantized")
@@ -42,7 +42,7 @@ class NodeBuilder:
         assert self._input is not None
         types = [self._nodes[i].type if i in self._nodes else self._input.type for i in inputs]
         try:
-            node = Node(name, op, inputs, op.infer(*types))
+            node = Node(name, op, inputs, op.infer(*types), scale)
         except BitLabError as error:
             raise self.error(str(error)) from error
         self._nodes[name] = node
@@ -55,9 +55,10 @@ class NodeBuilder:
 
     def _append(self, x: Value, name: str, op: Op, scale: float) -> Value:
         """Adds what turns ``x`` into integers that count ``scale``, then what is pending."""
-        node = self._add(name, op, x.node)
+        known = None if x.relative else scale
+        node = self._add(name, op, x.node, scale=known)
         for pending_name, pending in x.pending:
-            node = self._add(self._free(pending_name), pending, node.name)
+            node = self._add(self._free(pending_name), pending, node.name, scale=known)
         return Value.of_codes(node.name, node.type, scale, x.relative, x.layer)
 
     def _requantize(self, x: Value, scale: float, low: int, high: int, bits: int = MULTIPLIER_BITS) -> Requantize:

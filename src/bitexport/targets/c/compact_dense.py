@@ -20,11 +20,12 @@ from bitexport.targets.c.packing import columns_of
 
 DENSE_HEADER = "bit_compact_dense.h"
 CODES, RICE = "codes", "Rice codes"
+RICE_COST = 9  # instructions that a Rice code takes more than a code of 4 bits, measured on rv32ec
 BLOCK = 40  # outputs that are computed at a time: few need little RAM, many pass over the inputs less often
 _ROW = 80  # weights, at most, that share the size byte of a row of Rice codes
 _LARGEST = 22  # magnitude of a Rice code, so that the size of a row fits its byte
-_DECODER = 214  # bytes of the decoder on rv32ec
-_WORTH = 8  # Rice codes must save an eighth
+_DECODER = 214  # bytes of the decoder on rv32ec, where no firmware is there to be measured
+_WORTH = 8  # Rice codes must save an eighth of a layer's weights, since decoding takes time
 _ROWS = {  # what adds a row of codes, by the fast runtime's way to take a format
     "bit_columns_binary": "bit_compact_digits",
     "bit_columns_2bit": "bit_compact_digits",
@@ -126,14 +127,20 @@ def _even(block: int) -> int:
     return block + block % 2
 
 
-def choose_coding(ops: Sequence[Linear]) -> list[str]:
+def choose_coding(ops: Sequence[Linear], rice: bool | None = None) -> list[str]:
     """Returns how the weights of compact dense layers are coded.
 
-    Rice codes are decoded bit by bit: they are taken where they save an eighth of a layer's weights, if all that they
-    save exceeds the decoder.
+    Rice codes are decoded bit by bit: only layers have them of whose weights they save an eighth.
+
+    Args:
+        ops: The layers.
+        rice: Whether such layers have them; by default, if all that they save exceeds the decoder.
     """
-    saved = [codes - rice if rice * _WORTH <= codes * (_WORTH - 1) else 0 for codes, rice in map(coded_sizes, ops)]
-    return [RICE if size and sum(saved) > _DECODER else CODES for size in saved]
+    sizes = map(coded_sizes, ops)
+    saved = [codes - coded if coded * _WORTH <= codes * (_WORTH - 1) else 0 for codes, coded in sizes]
+    if rice is None:
+        rice = sum(saved) > _DECODER
+    return [RICE if size and rice else CODES for size in saved]
 
 
 def coded_sizes(op: Linear) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from bitcore.graph import Concat, Conv2d, Linear, MaxPool2d, NormShift, Op, Requ
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
+from bitexport.targets.c.compact import channels_of
 from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
@@ -49,6 +50,8 @@ class Layers:
             kind, fields = (
                 ("BitConv2d", self._conv(layer, op)) if op.groups == 1 else ("BitGrouped", self._grouped(layer, op))
             )
+            if "activate" not in fields:
+                return _struct(kind, f"{self._label(layer)}_layer", fields)
         elif isinstance(op, (MaxPool2d, SumPool2d)):
             kind, fields = "BitPool", self._pool(layer, op)
         else:
@@ -107,18 +110,19 @@ class Layers:
 
     # ---- descriptions ------------------------------------------------------------------------------------------------
 
-    def _weights(self, layer: Layer, levels: Ints, format_name: str) -> Fields:
+    def _weights(self, layer: Layer, levels: Ints, format_name: str, function: str = "") -> Fields:
         """Packs levels ``[outputs, taps, inputs]``."""
         fmt, label = get_format(format_name), self._label(layer)
         columns = columns_of(fmt)
-        self.activations.files.add(f"{columns.function}.c")
+        function = function or columns.function
+        self.activations.files.add(f"{function}.c")
         words, numbers = pack_columns(levels, fmt, layer.block)
         arrays = [
             self.constants.add(f"{label}_{what}", values, c_type) if values else "0"
             for what, values, c_type in (("weight", words, "uint32_t"), ("weight_bytes", numbers, "uint8_t"))
         ]
         return {
-            "columns": columns.function,
+            "columns": function,
             "codes": f"{{{', '.join(arrays)}}}",
             "low": fmt.low if fmt.affine else 0,
             "step": fmt.step,
@@ -159,6 +163,10 @@ class Layers:
 
     def _conv(self, layer: Layer, op: Conv2d) -> Fields:
         source = self.plan.types[layer.source]
+        pairs, function = _sums_fit_16_bits(source, op.levels), ""
+        if _has_ternary_rows(source, op):  # a row of three weights is one of one pixel with more channels
+            levels = op.levels.transpose(0, 1, 3, 2).reshape(len(op.levels), -1, op.levels.shape[2], 1)
+            op, function = replace(op, levels=levels, padding=(op.padding[0], 0)), "bit_columns_ternary3"
         window, result = self._window(source, op, layer.nodes[0].type), layer.type.shape
         levels = op.levels.reshape(*op.levels.shape[:2], -1).transpose(0, 2, 1)
         pool = layer.pool.op if layer.pool is not None else None
@@ -166,12 +174,12 @@ class Layers:
         pixel = source.shape[0] * source.item_bytes
         step = [a * b for a, b in zip(op.stride, stride, strict=True)]
         return {
-            "weights": self._weights(layer, levels, op.format),
-            "activate": f"{self._label(layer)}_value",
+            "weights": self._weights(layer, levels, op.format, function),
+            **self._finish(layer),
             "window": window,
             "flip": self._flip(layer),
             "result": self._stored(layer),
-            "pairs": int(_sums_fit_16_bits(source, op.levels)),
+            "pairs": int(pairs),
             "pooled": int(pool is not None),
             "rising": int(pool is not None and all(_rises(node.op) for node in layer.nodes[1:])),
             "pool_height": kernel[0],
@@ -182,6 +190,21 @@ class Layers:
             "step_width": step[1],
             "step_row": step[0] * source.shape[2] * pixel,
             "step_pixel": step[1] * pixel,
+        }
+
+    def _finish(self, layer: Layer) -> Fields:
+        """What makes results of a convolution's sums: a bias and a shift where that is all, a function elsewhere."""
+        label, source = self._label(layer), self.plan.types[layer.source]
+        found = channels_of(layer.nodes, source, final=False) if len(layer.nodes) == 2 else None
+        if found is None or np.any(found.factor != 1) or found.offset.min() < -(2**15) or found.offset.max() >= 2**15:
+            self.activations.files.add("bit_finish_value.c")
+            return {"finish": "bit_finish_value", "activate": f"{label}_value"}
+        self.activations.files.add("bit_finish_shift.c")
+        return {
+            "finish": "bit_finish_shift",
+            "bias": self.constants.add(f"{label}_bias", found.offset.tolist(), "int16_t"),
+            "shift": self.constants.add(f"{label}_shift", found.shift.tolist(), "uint8_t"),
+            "high": found.high,
         }
 
     def _window(self, source: IntTensor, op: Conv2d | MaxPool2d | SumPool2d, result: IntTensor) -> Fields:
@@ -288,6 +311,12 @@ def _sums_fit_16_bits(source: IntTensor, levels: Ints) -> bool:
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
     least, most = positive * low + negative * high, positive * high + negative * low
     return bool(least.min() >= -(2**15) and most.max() < 2**15)
+
+
+def _has_ternary_rows(source: IntTensor, op: Conv2d) -> bool:
+    """Whether bit_columns_ternary3 runs a convolution."""
+    sideways = op.levels.shape[3], op.padding[1], op.stride[1], op.dilation[1]
+    return sideways == (3, 1, 1, 1) and source.low == 0 and len(get_format(op.format).levels) == 3
 
 
 def _struct(kind: str, name: str, fields: Fields) -> str:

@@ -128,16 +128,16 @@ class CPlan:
         return layer is self.layers[-1] and self.output_order is None
 
 
-def plan_layers(graph: Graph, limit: int | None = None, compact: bool = False) -> CPlan:
+def plan_layers(graph: Graph, limit: int | None = None, compact: bool = False, rice: bool | None = None) -> CPlan:
     """Plans the layers of a graph and the arena.
 
     Weighted layers compute up to 64 outputs at a time. Where the arena must not exceed ``limit`` bytes, they begin with
     8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first. With ``compact``, the
-    compact runtime runs what it can.
+    compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`.
     """
     layers = _layers(graph)
     if compact:
-        layers = _compact_dense(_compact(graph, layers))
+        layers = _compact_dense(_compact(graph, layers), rice)
     if limit is None:
         best = _plan(graph, _in_blocks(layers, [BLOCK if layer.coding else _BLOCKS[0] for layer in layers]))
         if not any(layer.coding for layer in layers):
@@ -258,14 +258,14 @@ def _compact(graph: Graph, layers: list[Layer]) -> list[Layer]:
     return [replace(layer, compact=marked(layer)) for layer in layers]
 
 
-def _compact_dense(layers: list[Layer]) -> list[Layer]:
+def _compact_dense(layers: list[Layer], rice: bool | None) -> list[Layer]:
     """Gives dense layers to the compact dense runtime.
 
     That is those that the compact runtime does not run. Without compact convolutions it is all of them, if there are
     such layers or Rice codes pay.
     """
     dense = {layer: op for layer in layers if isinstance(op := layer.nodes[0].op, Linear)}
-    coding = dict(zip(dense, choose_coding(list(dense.values())), strict=True))
+    coding = dict(zip(dense, choose_coding(list(dense.values()), rice), strict=True))
     others = {layer: CODES for layer in dense if not layer.compact}
     if any(layer.compact and layer not in dense for layer in layers) or not (others or RICE in coding.values()):
         coding = others

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 from bitcore.graph import Conv2d, Linear
 from bitexport.targets.c.chips import Chip
+from bitexport.targets.c.compact_dense import RICE_COST
 from bitexport.targets.c.source import CSource
 
 
-def export_readme(source: CSource, chip: Chip | None = None) -> str:
-    """Returns the README of an exported network (after its source has been written)."""
+def export_readme(source: CSource, chip: Chip | None = None, saved: float = math.inf) -> str:
+    """Returns the README of an exported network.
+
+    Args:
+        source: The network, after its source has been written.
+        chip: The chip it was made for.
+        saved: Bytes of flash that its Rice codes save, their decoder included; infinite if unknown.
+    """
     graph, name, upper = source.graph, source.name, source.name.upper()
     spec = graph.input
     constants = sum(constant.bytes for constant in source.constants)
@@ -19,7 +28,7 @@ def export_readme(source: CSource, chip: Chip | None = None) -> str:
             rice = source.rice.get(node.name)
             coding = f", Rice codes: {rice[1] - rice[0]} bytes less" if rice else ""
             rows.append(f"| {node.name} | {shape} | {node.op.format}{coding} | {source.weight_bytes(node.name)} |")
-    layers = "\n".join(rows)
+    layers = "\n".join(rows) + ("\n\n" + _rice_text(source, saved) if source.rice else "")
     return f"""\
 # {name}
 
@@ -54,6 +63,15 @@ Compile all `.c` files here; add `-DBIT_NO_MULTIPLIER` for a chip without a mult
 {_chip_text(chip)}`bitlab verify` on this folder compiles it and compares every output with the reference,
 `graph.safetensors`.
 """
+
+
+def _rice_text(source: CSource, saved: float) -> str:
+    sizes = [node.op.levels.size for node in source.graph.nodes if node.name in source.rice]  # type: ignore[attr-defined]
+    flash = f"save {saved:.0f} bytes of flash, their decoder included" if math.isfinite(saved) else "need a decoder"
+    return (
+        f"Rice codes {flash}. Each weight that meets an input other than zero takes about {RICE_COST} instructions "
+        f"more (RISC-V; 18 on Cortex-M0): at most {RICE_COST * sum(sizes):,} an image."
+    )
 
 
 def _chip_text(chip: Chip | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bitcore.graph import Conv2d, Graph, Linear
+from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
 from bitexport.targets.c.compact_dense import DENSE_HEADER, RICE, coded_sizes
 from bitexport.targets.c.compact_source import COMPACT_HEADER, Compact
@@ -15,7 +16,15 @@ from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.plan import CPlan, Layer, plan_layers
 
 _INDENT = "    "
-_HEADERS = ("bit_runtime.h", "bit_formats.h", "bit_layers.h", "bit_store.h", "bit_table.h", "bit_pool.h")
+_HEADERS = (
+    "bit_runtime.h",
+    "bit_formats.h",
+    "bit_layers.h",
+    "bit_store.h",
+    "bit_conv2d.h",
+    "bit_table.h",
+    "bit_pool.h",
+)
 
 
 @dataclass
@@ -27,6 +36,7 @@ class CSource:
         name: The network's name, a C identifier.
         limit: Bytes that the arena should not exceed, see `plan_layers`.
         compact: Whether the compact runtime runs what it can.
+        with_rice: Whether it has Rice codes, see `plan_layers`.
         plan: Layers and memory.
         runtime: The runtime's C files that the network needs, filled while the source is written.
     """
@@ -35,12 +45,13 @@ class CSource:
     name: str
     limit: int | None = None
     compact: bool = False
+    with_rice: bool | None = None
     plan: CPlan = field(init=False)
     runtime: set[str] = field(default_factory=lambda: {"bit_argmax.c"})
 
     def __post_init__(self) -> None:
         """Plans the memory."""
-        self.plan = plan_layers(self.graph, self.limit, self.compact)
+        self.plan = plan_layers(self.graph, self.limit, self.compact, self.with_rice)
         self._constants = Constants()
         orders = find_orders(self.graph)
         activations = Activations(self.graph, self.plan, self._constants, orders, self.runtime)
@@ -208,13 +219,28 @@ int {name}_predict(const int8_t *input) {{
 
     def _map(self) -> str:
         """The arena's map, for the comment at the top."""
-        lines = []
+        graph, lines = self.graph, []
+        scales = {
+            **{node.name: node.scale for node in graph.nodes},
+            "input": graph.input.scale,
+            "output": graph.output_scale,
+        }
         for place in self.plan.places:
             when = {"input": f"last read by layer {place.last + 1}", "output": f"of {self.name}_predict"}.get(
                 place.name, f"layers {place.first + 1} to {place.last + 1}"
             )
-            lines.append(f" * [{place.offset}..{place.offset + place.bytes}): {place.name}, {when}\n")
+            kind = self.plan.types.get(place.name)
+            if place.name == "output":
+                kind = replace(graph.output.type, storage="int32")
+            what = "" if kind is None else f" {_values(kind, scales[place.name])},"
+            lines.append(f" * [{place.offset}..{place.offset + place.bytes}): {place.name},{what} {when}\n")
         return "".join(lines)
+
+
+def _values(kind: IntTensor, scale: float | None) -> str:
+    """What a stretch of the arena holds."""
+    step = "" if scale is None else f" in steps of {scale!r}"
+    return f"{kind.storage} {kind.low} to {kind.high}{step}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

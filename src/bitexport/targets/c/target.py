@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -16,9 +17,9 @@ from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT32
 from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
 from bitexport.targets.c.chips import Chip
-from bitexport.targets.c.firmware import DoesNotFitError, measure_size, write_project
+from bitexport.targets.c.firmware import DoesNotFitError, Size, measure_size, write_project
 from bitexport.targets.c.host import run_on_host
-from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c.plan import CPlan, plan_layers
 from bitexport.targets.c.readme import export_readme
 from bitexport.targets.c.source import CSource
 
@@ -59,6 +60,10 @@ class Manifest:
     def compact(self) -> bool:
         """Whether the compact runtime runs what it can."""
         return self.optimize == "flash"
+
+    def plan(self, graph: Graph) -> CPlan:
+        """Plans the network again, as it was exported."""
+        return plan_layers(graph, self.limit, self.compact, bool(self.rice))
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -145,15 +150,22 @@ class CTarget(Target):
 
     def _write(self, graph: Graph, folder: Path, name: str) -> None:
         optimize = self.optimize or OPTIMIZE[0]
-        source, excess = self._fit(graph, name, optimize, folder)
-        if excess is not None and self.optimize is None:
+        source, size = self._fit(graph, name, optimize, folder)
+        if isinstance(size, DoesNotFitError) and self.optimize is None:
             optimize = OPTIMIZE[1]
-            source, excess = self._fit(graph, name, optimize, folder)
-        if excess is not None:
-            raise excess
+            source, size = self._fit(graph, name, optimize, folder)
+        other = None
+        if source.rice and size is not None:  # what they really save, decoder and all
+            plain, other = self._fit(graph, name, optimize, folder, rice=False)
+            if _flash(other) <= _flash(size):
+                source, size = plain, other
+            else:
+                source, size = self._fit(graph, name, optimize, folder)
+        if isinstance(size, DoesNotFitError):
+            raise size
         sources = (f"{name}.c", *sorted(source.runtime))
         graph.save(folder / GRAPH_FILE)
-        (folder / "README.md").write_text(export_readme(source, self.chip))
+        (folder / "README.md").write_text(export_readme(source, self.chip, _flash(other) - _flash(size)))
         if self.chip is not None and self.chip.flash:
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
@@ -161,18 +173,21 @@ class CTarget(Target):
         manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice)
         (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
-    def _fit(self, graph: Graph, name: str, optimize: str, folder: Path) -> tuple[CSource, DoesNotFitError | None]:
-        """Writes a network with one of the runtimes, in less RAM if it exceeds the chip's; returns what it exceeds."""
-        source = CSource(graph, name, compact=optimize == "flash")
-        excess = self._excess(source, folder)
-        if excess is not None and excess.ram > 0:
-            source = CSource(graph, name, source.plan.arena - excess.ram, source.compact)
+    def _fit(
+        self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True
+    ) -> tuple[CSource, Size | DoesNotFitError | None]:
+        """Writes a network with one of the runtimes, in less RAM if it exceeds the chip's; returns its size."""
+        measured = self.chip is not None and self.chip.flash > 0
+        source = CSource(graph, name, compact=optimize == "flash", with_rice=rice if measured else None)
+        size = self._size(source, folder)
+        if isinstance(size, DoesNotFitError) and size.ram > 0:
+            source = CSource(graph, name, source.plan.arena - size.ram, source.compact, source.with_rice)
             if source.plan.arena <= (source.limit or 0):
-                excess = self._excess(source, folder)
-        return source, excess
+                size = self._size(source, folder)
+        return source, size
 
-    def _excess(self, source: CSource, folder: Path) -> DoesNotFitError | None:
-        """Writes a network with the runtime files it needs; compiles it for the chip and returns by what it exceeds."""
+    def _size(self, source: CSource, folder: Path) -> Size | DoesNotFitError | None:
+        """Writes a network with the runtime files it needs; compiles it for the chip and returns its size."""
         for path in folder.iterdir():
             path.unlink()
         name = source.name
@@ -185,14 +200,18 @@ class CTarget(Target):
         with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
             sources = [folder / f"{name}.c", *(folder / file for file in sorted(source.runtime))]
             try:
-                measure_size(self.chip, name, folder, sources, Path(temporary))
+                return measure_size(self.chip, name, folder, sources, Path(temporary))
             except DoesNotFitError as error:
                 return error
-        return None
 
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
         return run_on_host(artifact.folder, artifact.name, codes, sources=Manifest.load(artifact.folder).sources)
+
+
+def _flash(size: Size | DoesNotFitError | None) -> float:
+    """Bytes of flash; infinite where that was not measured, or is more than the chip has."""
+    return size.flash if isinstance(size, Size) else math.inf
 
 
 def _keep_others(out: Path, fresh: Path) -> None:

@@ -10,19 +10,7 @@ void bit_columns_ternary(const BitInputs *x, BitCodes *weight, uint32_t outputs,
         const uint32_t x1 = i + 1 < x->count ? bit_input(x, i + 1) : 0;
         const uint32_t x2 = i + 2 < x->count ? bit_input(x, i + 2) : 0;
         if ((x0 | x1 | x2) != 0) {
-            uint32_t entry = 0U - x0 - x1 - x2;
-            for (uint32_t *t = table; t != table + 27; t += 9, entry += x2) {
-                uint32_t first = entry;
-                t[0] = first;
-                t[1] = first += x0;
-                t[2] = first + x0;
-                t[3] = first = entry + x1;
-                t[4] = first += x0;
-                t[5] = first + x0;
-                t[6] = first = entry + (x1 << 1);
-                t[7] = first += x0;
-                t[8] = first + x0;
-            }
+            bit_fill_ternary(table, x0, x1, x2);
             bit_add_5bit(weight, outputs, sum, table);
         } else {
             bit_skip_5bit(weight, outputs);

@@ -3,7 +3,7 @@
 
 void bit_dense(const BitDense *layer, const uint8_t *x, uint8_t *y, const BitBuffers *buffers, uint32_t *scratch) {
     const BitWeights *const w = &layer->weights;
-    const BitInputs inputs = {x, 0, layer->flip, layer->inputs};
+    const BitInputs inputs = {x, 0, layer->inputs, 0, 1, layer->flip};
     BitCodes codes = w->codes;
     for (uint32_t channel = 0; channel < w->outputs;) {
         const uint32_t rest = w->outputs - channel;

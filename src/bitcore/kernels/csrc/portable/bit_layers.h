@@ -23,12 +23,14 @@ typedef int32_t BitActivate(int32_t value, uint32_t channel, uint32_t element, c
 /* How maps are stored. */
 enum { BIT_INT8 = 1, BIT_UINT8, BIT_INT16, BIT_INT32 };
 
-/* Neighbouring inputs of one pixel or two; NULL stands for zeros. `flip` is 128 for int8 inputs, 0 for uint8. */
+/* Neighbouring inputs of one pixel or two; NULL stands for zeros. `flip` is 128 for int8 inputs, 0 for uint8. There are
+ * `left` pixels before the first one in its row, and `right` from there on. */
 typedef struct {
     const uint8_t *a;
     const uint8_t *b;
-    uint32_t flip;
-    uint32_t count;
+    uint16_t count;
+    uint16_t left, right;
+    uint8_t flip;
 } BitInputs;
 
 /* Packed weights, in flash: rows of codes, each of which meets one input (or a few together) with all outputs. */
@@ -43,7 +45,7 @@ typedef void BitColumns(const BitInputs *x, BitCodes *weight, uint32_t outputs, 
                         uint32_t *table);
 
 BitColumns bit_columns_binary, bit_columns_2bit, bit_columns_ternary, bit_columns_4bit, bit_columns_5bit;
-BitColumns bit_columns_8bit, bit_columns_fp130, bit_columns_nf4;
+BitColumns bit_columns_8bit, bit_columns_fp130, bit_columns_nf4, bit_columns_ternary3;
 
 /* Weights of a layer, in blocks of outputs that are computed together. */
 typedef struct {
@@ -79,10 +81,20 @@ typedef struct {
     uint16_t result_height, result_width; /* how many windows there are */
 } BitWindow;
 
+/* What makes results of the sums of one pixel or two; in bit_conv2d.h. */
+typedef struct BitPixels BitPixels;
+typedef void BitFinish(const BitPixels *pixels, unsigned part, int larger, uint32_t at);
+
+BitFinish bit_finish_shift, bit_finish_value;
+
 /* Convolution without groups, and the maximum of each pooling window where one follows. */
 typedef struct {
     BitWeights weights;
-    BitActivate *activate;
+    BitFinish *finish;
+    BitActivate *activate; /* of bit_finish_value */
+    const int16_t *bias;   /* of bit_finish_shift: for each output, with half a step */
+    const uint8_t *shift;
+    uint8_t high;
     BitWindow window;
     uint8_t flip, result; /* as in BitDense */
     uint8_t pairs;        /* two pixels at a time: all results fit 16 bits */

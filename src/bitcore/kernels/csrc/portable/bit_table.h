@@ -6,12 +6,13 @@
 
 /* Input i of both pixels, in one word. */
 BIT_INLINE uint32_t bit_input(const BitInputs *x, uint32_t i) {
+    const uint32_t flip = x->flip;
     uint32_t word = 0;
     if (x->a) {
-        word = (x->a[i] ^ x->flip) - x->flip;
+        word = (x->a[i] ^ flip) - flip;
     }
     if (x->b) {
-        word += ((x->b[i] ^ x->flip) - x->flip) << 16;
+        word += ((x->b[i] ^ flip) - flip) << 16;
     }
     return word;
 }
@@ -90,6 +91,23 @@ BIT_INLINE void bit_fill(uint32_t *table, uint32_t x, int low, int step, unsigne
         *table++ = entry;
         entry += next;
     } while (table != end);
+}
+
+/* table[code] = the sum of (digit - 1) * x for the three ternary digits of a code, the lowest one for x0. */
+BIT_INLINE void bit_fill_ternary(uint32_t *table, uint32_t x0, uint32_t x1, uint32_t x2) {
+    uint32_t entry = 0U - x0 - x1 - x2;
+    for (const uint32_t *const end = table + 27; table != end; table += 9, entry += x2) {
+        uint32_t first = entry;
+        table[0] = first;
+        table[1] = first += x0;
+        table[2] = first + x0;
+        table[3] = first = entry + x1;
+        table[4] = first += x0;
+        table[5] = first + x0;
+        table[6] = first = entry + (x1 << 1);
+        table[7] = first += x0;
+        table[8] = first + x0;
+    }
 }
 
 /* table[i + size] = table[i] + x for the first `size` entries. */
