@@ -1,7 +1,5 @@
 """Packed convolutions from float to float in one call: the bits, and the memory layout, of unpacked evaluation."""
 
-import threading
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from bitcore.formats import FORMATS
 from bitcore.kernels.native import ISA_VARIABLE, PORTABLE, library, usable_sets
 from bitcore.kernels.simd import quantizes
 from bitlayers import BitConv2d
+from threads import results_in_threads
 
 pytestmark = pytest.mark.skipif(not hasattr(library(), "bit_conv2d_float"), reason="needs the native vector kernels")
 every_set = pytest.mark.parametrize("isa", [PORTABLE, *usable_sets()])
@@ -115,23 +114,7 @@ def test_threads_and_other_inputs_give_the_same_bits():
     expected, alone = layer(x), [layer(other) for other in others]
     layer.pack()
     assert all(torch.equal(layer(other), y) for other, y in zip(others, alone, strict=True))
-    before, wrong = torch.get_num_threads(), []
-
-    def call() -> None:
-        for _ in range(20):
-            if not torch.equal(layer(x), expected):
-                wrong.append(1)
-
-    try:
-        torch.set_num_threads(3)
-        callers = [threading.Thread(target=call) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
-    finally:
-        torch.set_num_threads(before)
-    assert not wrong
+    assert all(torch.equal(y, expected) for y in results_in_threads(layer, x, 20))
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import warnings
 
 import pytest
@@ -22,6 +21,7 @@ from bitcore.kernels.native import ISA_VARIABLE, built_sets, usable_sets
 from bitcore.kernels.simd import quantizes
 from bitcore.quantizers import QTensor
 from bitlayers import BitLinear
+from threads import results_in_threads
 
 SETS = built_sets()
 every_set = pytest.mark.parametrize("isa", SETS)
@@ -102,23 +102,8 @@ def test_the_operators_are_sound(isa: str):
 def test_threads_give_the_same_bits():
     layer, x = layer_of("int4", "int8", 300, 500), torch.randn(20, 300)
     layer.pack()
-    expected, before, wrong = layer(x), torch.get_num_threads(), []
-
-    def call() -> None:
-        for _ in range(50):
-            if not torch.equal(layer(x), expected):
-                wrong.append(1)
-
-    try:
-        torch.set_num_threads(3)
-        callers = [threading.Thread(target=call) for _ in range(3)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
-    finally:
-        torch.set_num_threads(before)
-    assert not wrong
+    expected = layer(x)
+    assert all(torch.equal(y, expected) for y in results_in_threads(layer, x, 50))
 
 
 @pytest.mark.parametrize("isa", ["portable", *SETS])
