@@ -10,7 +10,7 @@ import pytest
 from bitcore.formats import FORMATS
 from bitcore.graph import OPS, Conv2d, Flatten, Graph, InputSpec, MaxPool2d, Node, Op, Requantize, Threshold
 from bitexport.targets import OPTIMIZE, CTarget
-from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c import plan
 from graphs import plain_network, random_graph
 from networks import extreme_codes
 from programs import SANITIZERS, build
@@ -58,7 +58,7 @@ def test_plain_networks(how: str, tmp_path: Path, require_tool: Tool) -> None:
     compiler, flags = BUILDS[how]
     first = 12 * list(BUILDS).index(how)
     graphs = {f"p{seed}": plain_network(np.random.default_rng(seed)) for seed in range(first, first + 12)}
-    taken = [layer.compact for graph in graphs.values() for layer in plan_layers(graph, compact=True).layers]
+    taken = [layer.compact for graph in graphs.values() for layer in plan.plan_layers(graph, compact=True).layers]
     assert all(taken)
     check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["flash"])
 
@@ -135,32 +135,72 @@ def same_convolutions(width: int, channels: int, pool: bool, seed: int) -> Graph
     return Graph(spec, tuple(nodes), 1.0)
 
 
+def runtime_files(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("bit_*.c")}
+
+
 @pytest.mark.parametrize("how", BUILDS)
-def test_rows_of_ternary_weights(how: str, tmp_path: Path, require_tool: Tool) -> None:
-    """At both edges, of single pixels and pairs, with sums within 16 bits and beyond."""
+def test_rows_of_ternary_weights(how: str, tmp_path: Path, require_tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixel by pixel: at both edges, of single pixels and pairs, with sums within 16 bits and beyond."""
+    monkeypatch.setattr(plan, "takes_rows", lambda *_: False)
     compiler, flags = BUILDS[how]
     sizes = itertools.product((2, 3, 8), (1, 50), (False, True))
     graphs = {f"w{w}c{c}p{int(p)}": same_convolutions(w, c, p, w + c) for w, c, p in sizes}
     check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["speed"])
     for name in graphs:
-        used = {path.name for path in (tmp_path / f"{name}_speed").glob("bit_*.c")}
+        used = runtime_files(tmp_path / f"{name}_speed")
         assert {"bit_columns_ternary3.c", "bit_finish_shift.c", "bit_finish_value.c"} < used
-        assert "bit_columns_ternary.c" not in used
+        assert not {"bit_columns_ternary.c", "bit_conv2d_rows.c"} & used
 
 
-def test_convolutions_pool_on_the_way_and_creep_over_their_input() -> None:
+def convolution_by_rows(fmt: str, height: int, width: int, outputs: int, pool: bool, seed: int) -> Graph:
+    """A 3x3 convolution that keeps the size of its map, and a bias and a shift for each output."""
+    rng = np.random.default_rng(seed)
+    spec = InputSpec((1 if FORMATS[fmt].high > 5 else 5, height, width), ("int8", "uint8")[seed % 2], 0.5)
+    likely = 1 / (1 + np.square(FORMATS[fmt].levels))  # so that sums fit 16 bits
+    levels = rng.choice(FORMATS[fmt].levels, (outputs, spec.shape[0], 3, 3), p=likely / likely.sum())
+    levels[0, :, 0] = FORMATS[fmt].low
+    bias, shift = rng.integers(-99, 99, outputs), rng.integers(0, 4 + FORMATS[fmt].high.bit_length(), outputs)
+    ops: list[Op] = [Conv2d(levels, fmt, bias, (1, 1), (1, 1), (1, 1), 1)]
+    ops.append(Requantize(np.ones(1, dtype=np.int64), rng.integers(-9, 9, outputs), shift, 0, 200))
+    ops += [MaxPool2d((2, 2), (2, 2), (0, 0))] if pool else []
+    nodes: list[Node] = []
+    for op in [*ops, Flatten()]:
+        source, kind = (nodes[-1].name, nodes[-1].type) if nodes else ("input", spec.type)
+        nodes.append(Node(f"{op.kind}{len(nodes)}", op, (source,), op.infer(kind)))
+    return Graph(spec, tuple(nodes), 1.0)
+
+
+@pytest.mark.parametrize("how", BUILDS)
+def test_convolutions_by_rows(how: str, tmp_path: Path, require_tool: Tool) -> None:
+    """Every format that has tables; one row and many, single pixels and pairs, outputs in one block and in two."""
+    compiler, flags = BUILDS[how]
+    formats = [name for name, fmt in FORMATS.items() if fmt.affine and len(fmt.levels) <= 32 and fmt.low < 0]
+    sizes = [(1, 2, 3, False), (1, 4, 9, False), (2, 2, 9, True), (5, 3, 5, True), (6, 8, 70, True), (4, 7, 70, False)]
+    cases = itertools.product(formats, enumerate(sizes))
+    graphs = {f"n{name}_{i}": convolution_by_rows(name, *size, i + len(name)) for name, (i, size) in cases}
+    check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["speed"])
+    used = {name for name in graphs if "bit_conv2d_rows.c" in runtime_files(tmp_path / f"{name}_speed")}
+    assert {name.split("_")[0] for name in used} == {f"n{name}" for name in formats}
+    assert len(used) > 0.8 * len(graphs), "too few whose sums fit 16 bits"
+
+
+def test_convolutions_pool_on_the_way_and_take_the_place_of_their_input() -> None:
     graph = convolution("ternary", 0, channels=8, outputs=24)
-    plan = plan_layers(graph)
-    assert [layer.pool is not None for layer in plan.layers] == [True, True]
-    assert "conv0" not in plan.types, "the map before the pooling is nowhere"
-    places = {place.name: place for place in plan.places}
-    source, target = places["input"], places["pool0"]
-    assert target.offset < source.offset < target.offset + target.bytes
+    for rows in (False, True):
+        found = plan.plan_layers(graph, rows=rows)
+        assert [layer.rows for layer in found.layers] == [rows, rows]
+        assert [layer.pool is not None for layer in found.layers] == [True, True]
+        assert "conv0" not in found.types, "the map before the pooling is nowhere"
+        places = {place.name: place for place in found.places}
+        source, target = places["input"], places["pool0"]
+        assert target.offset < source.offset + source.bytes
+        assert source.offset < target.offset + target.bytes
 
 
 def test_a_limit_makes_the_arena_smaller() -> None:
     graph = convolution("4bitsym", 1, outputs=40)
-    free = plan_layers(graph)
-    tight = plan_layers(graph, free.arena - 60)
+    free = plan.plan_layers(graph)
+    tight = plan.plan_layers(graph, free.arena - 60)
     assert tight.arena <= free.arena - 60
     assert min(layer.block for layer in tight.layers) < 40

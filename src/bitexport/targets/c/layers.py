@@ -16,6 +16,7 @@ from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
 from bitexport.targets.c.plan import CPlan, Layer
+from bitexport.targets.c.rows import has_bias_and_shift, pack_weights, sums_fit_16_bits, tables_of
 
 _TYPES = {"int8": "BIT_INT8", "uint8": "BIT_UINT8", "int16": "BIT_INT16", "int32": "BIT_INT32"}
 Fields = dict[str, object]
@@ -44,6 +45,8 @@ class Layers:
             return self.activations.function(layer) + "\n" + self._copies(layer)
         if isinstance(op, Linear) and layer.coding:
             return self._compact_dense(layer, op)
+        if isinstance(op, Conv2d) and layer.rows:
+            return _struct("BitRows", f"{self._label(layer)}_layer", self._rows(layer, op))
         if isinstance(op, Linear):
             kind, fields = "BitDense", self._dense(layer, op)
         elif isinstance(op, Conv2d):
@@ -81,8 +84,12 @@ class Layers:
             function = "bit_compact_dense"
         if isinstance(op, Conv2d):
             function = "bit_conv2d" if op.groups == 1 else "bit_grouped_conv2d"
+        if layer.rows:
+            function = "bit_conv2d_rows"
         self.activations.files.add(f"{function}.c")
-        arguments = f"&{label}_layer, {self._source(layer.source)}, {target}, &buffers"
+        arguments = f"&{label}_layer, {self._source(layer.source)}, {target}"
+        if not layer.rows:
+            arguments += ", &buffers"
         if layer.scratch:
             arguments += f", (uint32_t *)(void *){self._arena(f'scratch of {layer.target}')}"
         return [f"{function}({arguments});"]
@@ -163,7 +170,7 @@ class Layers:
 
     def _conv(self, layer: Layer, op: Conv2d) -> Fields:
         source = self.plan.types[layer.source]
-        pairs, function = _sums_fit_16_bits(source, op.levels), ""
+        pairs, function = sums_fit_16_bits(source, op.levels), ""
         if _has_ternary_rows(source, op):  # a row of three weights is one of one pixel with more channels
             levels = op.levels.transpose(0, 1, 3, 2).reshape(len(op.levels), -1, op.levels.shape[2], 1)
             op, function = replace(op, levels=levels, padding=(op.padding[0], 0)), "bit_columns_ternary3"
@@ -195,16 +202,37 @@ class Layers:
     def _finish(self, layer: Layer) -> Fields:
         """What makes results of a convolution's sums: a bias and a shift where that is all, a function elsewhere."""
         label, source = self._label(layer), self.plan.types[layer.source]
-        found = channels_of(layer.nodes, source, final=False) if len(layer.nodes) == 2 else None
-        if found is None or np.any(found.factor != 1) or found.offset.min() < -(2**15) or found.offset.max() >= 2**15:
+        if self.plan.gives_scores(layer) or not has_bias_and_shift(layer.nodes, source):
             self.activations.files.add("bit_finish_value.c")
             return {"finish": "bit_finish_value", "activate": f"{label}_value"}
         self.activations.files.add("bit_finish_shift.c")
+        return {"finish": "bit_finish_shift", **self._bias_and_shift(layer)}
+
+    def _bias_and_shift(self, layer: Layer) -> Fields:
+        label, source = self._label(layer), self.plan.types[layer.source]
+        found = channels_of(layer.nodes, source, final=False)
+        assert found is not None
         return {
-            "finish": "bit_finish_shift",
             "bias": self.constants.add(f"{label}_bias", found.offset.tolist(), "int16_t"),
             "shift": self.constants.add(f"{label}_shift", found.shift.tolist(), "uint8_t"),
             "high": found.high,
+        }
+
+    def _rows(self, layer: Layer, op: Conv2d) -> Fields:
+        channels, height, width = self.plan.types[layer.source].shape
+        fmt = get_format(op.format)
+        codes = pack_weights(op.levels, fmt, layer.block)
+        return {
+            "codes": self.constants.add(f"{self._label(layer)}_weight", codes, "uint8_t"),
+            **self._bias_and_shift(layer),
+            "channels": channels,
+            "outputs": len(op.levels),
+            "block": layer.block,
+            "height": height,
+            "width": width,
+            **tables_of(fmt),
+            "flip": self._flip(layer),
+            "pooled": int(layer.pool is not None),
         }
 
     def _window(self, source: IntTensor, op: Conv2d | MaxPool2d | SumPool2d, result: IntTensor) -> Fields:
@@ -302,15 +330,6 @@ def _rises(op: Op) -> bool:
     if isinstance(op, Requantize):
         return bool((op.multiplier >= 0).all())
     return isinstance(op, Threshold) and bool((op.sign > 0).all())
-
-
-def _sums_fit_16_bits(source: IntTensor, levels: Ints) -> bool:
-    """Whether every sum of a convolution, without its bias, lies in int16; a padded input counts as 0."""
-    rows = levels.reshape(len(levels), -1)
-    low, high = min(source.low, 0), max(source.high, 0)
-    positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
-    least, most = positive * low + negative * high, positive * high + negative * low
-    return bool(least.min() >= -(2**15) and most.max() < 2**15)
 
 
 def _has_ternary_rows(source: IntTensor, op: Conv2d) -> bool:

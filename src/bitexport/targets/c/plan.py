@@ -32,6 +32,7 @@ from bitexport.targets.c.compact import covered, sum_words, table_words
 from bitexport.targets.c.compact_dense import BLOCK, CODES, RICE, choose_coding, scratch_words
 from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.packing import columns_of
+from bitexport.targets.c.rows import row_words, takes_rows
 
 _ALIGNMENT = 4
 _BLOCKS = (64, 32, 24, 16, 8)
@@ -52,6 +53,7 @@ class Layer:
         block: Outputs that a weighted layer computes at a time; 0 for other layers.
         compact: Whether the compact runtime runs it.
         coding: How the weights of a compact dense layer are coded; "" for other layers.
+        rows: Whether bit_conv2d_rows runs it.
     """
 
     nodes: tuple[Node, ...]
@@ -63,6 +65,7 @@ class Layer:
     block: int = 0
     compact: bool = False
     coding: str = ""
+    rows: bool = False
 
     @property
     def source(self) -> str:
@@ -85,6 +88,8 @@ class Layer:
             return 4 * (self.sums + table_words(fmt))
         if self.coding:
             return 4 * scratch_words(fmt, self.coding, self.block)
+        if self.rows:
+            return 4 * row_words(self.nodes[0].type.shape[2], self.block, self.pool is not None)
         return 4 * (self.block + columns_of(fmt).entries) if self.block else 0
 
     @property
@@ -128,30 +133,46 @@ class CPlan:
         return layer is self.layers[-1] and self.output_order is None
 
 
-def plan_layers(graph: Graph, limit: int | None = None, compact: bool = False, rice: bool | None = None) -> CPlan:
+def plan_layers(
+    graph: Graph, limit: int | None = None, compact: bool = False, rice: bool | None = None, rows: bool = True
+) -> CPlan:
     """Plans the layers of a graph and the arena.
 
     Weighted layers compute up to 64 outputs at a time. Where the arena must not exceed ``limit`` bytes, they begin with
     8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first. With ``compact``, the
-    compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`.
+    compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`. Otherwise, with
+    ``rows``, bit_conv2d_rows runs the convolutions that it can, as far as the limit leaves room for its sums.
     """
     layers = _layers(graph)
     if compact:
         layers = _compact_dense(_compact(graph, layers), rice)
+    types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
+    scores = layers[-1] if find_orders(graph)[graph.output.name] is None else None
+    ways = [_ways(layer, types[layer.source], rows and not compact and layer is not scores) for layer in layers]
     if limit is None:
-        best = _plan(graph, _in_blocks(layers, [BLOCK if layer.coding else _BLOCKS[0] for layer in layers]))
+        first = [(False, BLOCK) if layer.coding else way[0] for layer, way in zip(layers, ways, strict=True)]
+        best = _plan(graph, _in_blocks(layers, first))
         if not any(layer.coding for layer in layers):
             return best
         limit = best.arena
-    most = [_BLOCKS[-1]] * len(layers)
+    most = [way[-1] for way in ways]
     best = _plan(graph, _in_blocks(layers, most))
     for i in sorted(range(len(most)), key=lambda i: -layers[i].nodes[0].op.macs(layers[i].nodes[0].type)):
-        for block in _BLOCKS[:-1]:
-            plan = _plan(graph, _in_blocks(layers, [*most[:i], block, *most[i + 1 :]]))
+        for way in ways[i][:-1]:
+            plan = _plan(graph, _in_blocks(layers, [*most[:i], way, *most[i + 1 :]]))
             if plan.arena <= limit:
-                most[i], best = block, plan
+                most[i], best = way, plan
                 break
     return best
+
+
+def _ways(layer: Layer, source: IntTensor, rows: bool) -> list[tuple[bool, int]]:
+    """How a layer may be run, the fastest way first: whether by rows, and the most outputs at a time."""
+    ways = [(False, block) for block in _BLOCKS]
+    if rows and takes_rows(layer.nodes, layer.pool, source):  # in more than two parts, the tables take longer
+        outputs = layer.nodes[0].type.shape[0]
+        return [(True, block) for block in _BLOCKS if outputs <= 2 * block] + ways
+    return ways
 
 
 def _plan(graph: Graph, layers: list[Layer]) -> CPlan:
@@ -272,8 +293,8 @@ def _compact_dense(layers: list[Layer], rice: bool | None) -> list[Layer]:
     return [replace(layer, compact=False, coding=coding[layer]) if layer in coding else layer for layer in layers]
 
 
-def _in_blocks(layers: list[Layer], most: list[int]) -> list[Layer]:
-    """Divides the outputs of weighted layers into blocks of about the same size, ``most[i]`` or fewer."""
+def _in_blocks(layers: list[Layer], ways: list[tuple[bool, int]]) -> list[Layer]:
+    """Divides the outputs of weighted layers into blocks of about the same size, see `_ways`."""
 
     def block(layer: Layer, most: int) -> int:
         op = layer.nodes[0].op
@@ -283,7 +304,9 @@ def _in_blocks(layers: list[Layer], most: list[int]) -> list[Layer]:
             return outputs if blocks == 1 else -(-outputs // (step * blocks)) * step
         return 0
 
-    return [replace(layer, block=block(layer, most[i])) for i, layer in enumerate(layers)]
+    return [
+        replace(layer, block=block(layer, most), rows=rows) for layer, (rows, most) in zip(layers, ways, strict=True)
+    ]
 
 
 # ---- the arena -------------------------------------------------------------------------------------------------------
@@ -361,6 +384,8 @@ def _lead(layer: Layer, types: dict[str, IntTensor]) -> int | None:
         return None
     channels, _, width = types[layer.source].shape
     strides, (_, rows, columns) = np.array(op.stride), layer.type.shape
+    if layer.rows:
+        return _lead_of_rows(layer, types[layer.source])
     again = 2 if layer.compact and layer.pool else 1  # it comes back to a result for each row of a pooling window
     if layer.pool and not layer.compact:
         assert isinstance(layer.pool.op, MaxPool2d)
@@ -373,3 +398,14 @@ def _lead(layer: Layer, types: dict[str, IntTensor]) -> int | None:
     results = np.arange(rows * columns).reshape(rows, columns).repeat(again, 0).repeat(again, 1).ravel()
     written = (results + (1 if layer.pool or layer.compact else 2)) * pixel  # the fast runtime takes pixels in pairs
     return max(0, -(-int((written - needed).max()) // _ALIGNMENT) * _ALIGNMENT)
+
+
+def _lead_of_rows(layer: Layer, source: IntTensor) -> int | None:
+    """As `_lead`: a row is written when the next one has been read, all of it by the only block."""
+    channels, height, width = source.shape
+    if layer.block < layer.nodes[0].type.shape[0]:
+        return None
+    rows = layer.type.shape[1]
+    written = np.arange(1, rows + 1) * (layer.type.bytes // rows)
+    read = np.minimum(np.arange(1, rows + 1) * (1 + (layer.pool is not None)) + 1, height)
+    return max(0, -(-int((written - read * width * channels).max()) // _ALIGNMENT) * _ALIGNMENT)

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import bitcore.kernels
@@ -46,6 +46,7 @@ class Manifest:
         files: All files, these included.
         optimize: One of `OPTIMIZE`.
         rice: Layers whose weights are Rice codes: their bytes, and those of codes of a fixed size.
+        rows: Whether convolutions may run row by row.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Manifest:
     files: tuple[str, ...]
     optimize: str = OPTIMIZE[0]
     rice: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rows: bool = True
 
     @property
     def compact(self) -> bool:
@@ -63,7 +65,7 @@ class Manifest:
 
     def plan(self, graph: Graph) -> CPlan:
         """Plans the network again, as it was exported."""
-        return plan_layers(graph, self.limit, self.compact, bool(self.rice))
+        return plan_layers(graph, self.limit, self.compact, bool(self.rice), self.rows)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -151,6 +153,8 @@ class CTarget(Target):
     def _write(self, graph: Graph, folder: Path, name: str) -> None:
         optimize = self.optimize or OPTIMIZE[0]
         source, size = self._fit(graph, name, optimize, folder)
+        if isinstance(size, DoesNotFitError) and "bit_conv2d_rows.c" in source.runtime:
+            source, size = self._fit(graph, name, optimize, folder, rows=False)
         if isinstance(size, DoesNotFitError) and self.optimize is None:
             optimize = OPTIMIZE[1]
             source, size = self._fit(graph, name, optimize, folder)
@@ -170,18 +174,18 @@ class CTarget(Target):
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
         target = self.chip.name if self.chip else self.name
-        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice)
+        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice, source.with_rows)
         (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
     def _fit(
-        self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True
+        self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True, rows: bool = True
     ) -> tuple[CSource, Size | DoesNotFitError | None]:
         """Writes a network with one of the runtimes, in less RAM if it exceeds the chip's; returns its size."""
         measured = self.chip is not None and self.chip.flash > 0
-        source = CSource(graph, name, compact=optimize == "flash", with_rice=rice if measured else None)
+        source = CSource(graph, name, compact=optimize == "flash", with_rice=rice if measured else None, with_rows=rows)
         size = self._size(source, folder)
         if isinstance(size, DoesNotFitError) and size.ram > 0:
-            source = CSource(graph, name, source.plan.arena - size.ram, source.compact, source.with_rice)
+            source = replace(source, limit=source.plan.arena - size.ram)
             if source.plan.arena <= (source.limit or 0):
                 size = self._size(source, folder)
         return source, size

@@ -109,6 +109,28 @@ typedef struct {
 /* `scratch` as for bit_dense. */
 void bit_conv2d(const BitConv2d *layer, const uint8_t *x, uint8_t *y, const BitBuffers *buffers, uint32_t *scratch);
 
+/* 3x3 convolution of stride 1, padded by 1, and the maximum of windows of 2x2 where a pooling follows. Sums fit 16
+ * bits. Codes: for each block, each input channel, each of its tables and each output, the three rows of its weights
+ * from the last one up, as offsets in bytes into the table. */
+typedef struct {
+    const uint8_t *codes;
+    const int16_t *bias; /* for each output, with half a step */
+    const uint8_t *shift;
+    uint16_t channels, outputs, block; /* block: outputs that are computed together */
+    uint16_t height, width;            /* of both maps, before a pooling */
+    int8_t low;                        /* level = low + level_step * code */
+    uint8_t level_step;
+    uint8_t levels; /* at most 32; 0: ternary, and a table for three weights side by side */
+    uint8_t tables; /* of an input channel: 3, or 1 if ternary */
+    uint8_t flip;   /* as in BitDense */
+    uint8_t high;   /* the largest result */
+    uint8_t pooled; /* whether a pooling follows */
+} BitRows;
+
+/* `scratch` holds two tables of 32 words and, for each two pixels of a row and each output of a block, three sums
+ * (pooled: four). Results of a row are written when the next row of `x` has been read. */
+void bit_conv2d_rows(const BitRows *layer, const uint8_t *x, uint8_t *y, uint32_t *scratch);
+
 /* Convolution with groups: weight levels as they are. */
 typedef struct {
     const void *levels; /* int8_t, or int16_t where `wide`: [outputs][kernel_height][kernel_width][inputs] */

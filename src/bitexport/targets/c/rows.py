@@ -1,0 +1,72 @@
+"""What bit_conv2d_rows (csrc/portable/bit_conv2d_rows.c) runs, and how it takes weights and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bitcore.formats import NumberFormat, get_format
+from bitcore.graph import Conv2d, MaxPool2d, Node
+from bitcore.graph.ops import Ints
+from bitcore.graph.types import IntTensor
+from bitexport.targets.c.compact import channels_of
+
+_TABLES = 2 * 32
+_MOST_LEVELS = 32
+
+
+def sums_fit_16_bits(source: IntTensor, levels: Ints) -> bool:
+    """Whether every sum of a convolution, without its bias, lies in int16; a padded input counts as 0."""
+    rows = levels.reshape(len(levels), -1)
+    low, high = min(source.low, 0), max(source.high, 0)
+    positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
+    least, most = positive * low + negative * high, positive * high + negative * low
+    return bool(least.min() >= -(2**15) and most.max() < 2**15)
+
+
+def has_bias_and_shift(nodes: Sequence[Node], source: IntTensor) -> bool:
+    """Whether a bias of 16 bits and a shift turn a layer's accumulators into results from 0 up in uint8."""
+    found = channels_of(nodes, source, final=False) if len(nodes) == 2 else None
+    return found is not None and bool(
+        np.all(found.factor == 1) and found.offset.min() >= -(2**15) and found.offset.max() < 2**15
+    )
+
+
+def takes_rows(nodes: Sequence[Node], pool: Node | None, source: IntTensor) -> bool:
+    """Whether bit_conv2d_rows runs a layer.
+
+    Args:
+        nodes: A weighted operation and what is fused with it.
+        pool: The pooling that ends it.
+        source: The type of its input.
+    """
+    op, window = nodes[0].op, pool.op if pool else None
+    if not isinstance(op, Conv2d) or op.groups != 1 or source.item_bytes > 1:
+        return False
+    if isinstance(window, MaxPool2d) and (window.kernel, window.stride, window.padding) != ((2, 2), (2, 2), (0, 0)):
+        return False
+    fmt, size = get_format(op.format), (op.levels.shape[2:], op.padding, op.stride, op.dilation)
+    if size != ((3, 3), (1, 1), (1, 1), (1, 1)) or not fmt.affine or len(fmt.levels) > _MOST_LEVELS:
+        return False
+    return sums_fit_16_bits(source, op.levels) and has_bias_and_shift(nodes, source)
+
+
+def row_words(width: int, block: int, pooled: bool) -> int:
+    """Returns the words of the tables and of the sums: those of three rows, if pooled four, for each two pixels."""
+    return _TABLES + (3 + pooled) * -(-width // 2) * block
+
+
+def tables_of(fmt: NumberFormat) -> dict[str, int]:
+    """Returns how a format's tables are made: one for three ternary weights side by side, or one for each weight."""
+    if len(fmt.levels) == 3:
+        return {"low": -1, "level_step": 1, "levels": 0, "tables": 1}
+    return {"low": fmt.low, "level_step": fmt.step, "levels": len(fmt.levels), "tables": 3}
+
+
+def pack_weights(levels: Ints, fmt: NumberFormat, block: int) -> list[int]:
+    """Packs levels ``[outputs, inputs, 3, 3]``: offsets into the tables, rows of weights from the last one up."""
+    codes = (levels - fmt.low) // fmt.step
+    codes = (codes * (1, 3, 9)).sum(-1, keepdims=True) if len(fmt.levels) == 3 else codes
+    codes = 4 * codes[:, :, ::-1].transpose(1, 3, 0, 2)  # inputs, tables, outputs, rows
+    return np.concatenate([codes[:, :, at : at + block].ravel() for at in range(0, len(levels), block)]).tolist()
