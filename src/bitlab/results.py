@@ -31,7 +31,7 @@ def publish(
     target: str = "c",
     compared: int | None = None,
 ) -> Path:
-    """Measures a finished run on its whole test set and writes ``folder/NAME.json``.
+    """Measures a finished run on its whole test set and writes it by `write_result`.
 
     Where the network has an integer graph, every output of its C code is compared with the interpreter's. A network of
     float activations has none; its packed weights are measured.
@@ -79,7 +79,13 @@ def publish(
         if result["mismatches"] is not None:
             result["accuracy"]["integer"] = measure_integers(checkpoint)
     result["chips"] = [_on_chip(checkpoint, chip, samples) for chip in chips]
-    path = folder / f"{recipe['name']}.json"
+    return write_result(folder, result)
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> Path:
+    """Writes ``folder/NAME.json``, or ``folder/NAME-seedN.json`` for seeds other than 0; returns the file."""
+    seed = f"-seed{result['seed']}" if result["seed"] else ""
+    path = folder / f"{result['recipe']}{seed}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")
     return path
 
@@ -103,7 +109,8 @@ def results_tables(folder: Path) -> str:
 
     Each data set has a table, and one more where networks were measured on microcontrollers.
     """
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    results = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    results.sort(key=lambda result: (result["recipe"], result["seed"]))
     files = {path.stem: path.relative_to(folder.parent).as_posix() for path in folder.parent.glob("recipes/**/*.yaml")}
     for result in results:
         name = result["recipe"]

@@ -13,7 +13,7 @@ from bitcore.errors import BitLabError
 from bitlab import cli, quickstart
 from bitlab.pages import BEGIN, END, with_table
 from bitlab.pipeline import export, make_graph, open_checkpoint, verify
-from bitlab.results import publish, results_tables
+from bitlab.results import publish, results_tables, write_result
 from bitmodels import AutoBitModel, save_model
 from bittrain.fit import fit
 from bittrain.recipe import Recipe
@@ -248,6 +248,10 @@ def test_publish_and_the_table(tmp_path, trained):
     path = publish(trained, trained, tmp_path / "results", target="engine", compared=7)
     assert json.loads(path.read_text())["accuracy"]["integer"] == result["accuracy"]["integer"]  # of all images
     assert "engine: 0 of 7 images differ" in results_tables(tmp_path / "results")
+    write_result(tmp_path / "results", json.loads(path.read_text()) | {"seed": 2})
+    assert sorted(file.name for file in path.parent.iterdir()) == ["digits-mlp-seed2.json", "digits-mlp.json"]
+    table = results_tables(tmp_path / "results")
+    assert table.index("seed 0") < table.index("seed 2")
 
 
 def test_the_readme_shows_the_committed_results():
