@@ -10,7 +10,7 @@ import pytest
 from bitcore.formats import FORMATS
 from bitcore.graph import OPS, Conv2d, Flatten, Graph, InputSpec, MaxPool2d, Node, Op, Requantize, Threshold
 from bitexport.targets import OPTIMIZE, CTarget
-from bitexport.targets.c import plan
+from bitexport.targets.c import calls, plan
 from graphs import plain_network, random_graph
 from networks import extreme_codes
 from programs import SANITIZERS, build
@@ -142,7 +142,7 @@ def runtime_files(folder: Path) -> set[str]:
 @pytest.mark.parametrize("how", BUILDS)
 def test_rows_of_ternary_weights(how: str, tmp_path: Path, require_tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixel by pixel: at both edges, of single pixels and pairs, with sums within 16 bits and beyond."""
-    monkeypatch.setattr(plan, "takes_rows", lambda *_: False)
+    monkeypatch.setattr(calls, "takes_rows", lambda *_: False)
     compiler, flags = BUILDS[how]
     sizes = itertools.product((2, 3, 8), (1, 50), (False, True))
     graphs = {f"w{w}c{c}p{int(p)}": same_convolutions(w, c, p, w + c) for w, c, p in sizes}

@@ -11,9 +11,10 @@ import numpy as np
 from bitcore.graph import Add, Conv2d, Graph, Linear, Lookup, Node, Requantize, Threshold
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT32
+from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.constants import Constants, literal
 from bitexport.targets.c.orders import memory_order
-from bitexport.targets.c.plan import CPlan, Layer
+from bitexport.targets.c.plan import CPlan
 
 _C_OF = {"int8": "int8_t", "uint8": "uint8_t", "int16": "BitInt16", "int32": "BitInt32"}
 RUNTIME = {  # files of the functions that are called here

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from bitcore.formats import get_format
 from bitcore.graph import Conv2d, Linear
 from bitcore.graph.ops import Ints
+from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.compact import Channels, Words, channels_of, codes_of, pack_rows, row_bytes
 from bitexport.targets.c.constants import Constants
-from bitexport.targets.c.plan import CPlan, Layer
+from bitexport.targets.c.plan import CPlan
 
 COMPACT_HEADER = "bit_compact.h"
 Row = dict[str, int | None]  # None: any number will do

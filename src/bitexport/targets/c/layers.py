@@ -11,11 +11,12 @@ from bitcore.graph import Concat, Conv2d, Linear, MaxPool2d, NormShift, Op, Requ
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
+from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.compact import channels_of
 from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
-from bitexport.targets.c.plan import CPlan, Layer
+from bitexport.targets.c.plan import CPlan
 from bitexport.targets.c.rows import has_bias_and_shift, pack_weights, sums_fit_16_bits, tables_of
 
 _TYPES = {"int8": "BIT_INT8", "uint8": "BIT_UINT8", "int16": "BIT_INT16", "int32": "BIT_INT32"}

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from bitcore.graph import Conv2d, Graph, Linear
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
+from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.compact_dense import DENSE_HEADER, RICE, coded_sizes
 from bitexport.targets.c.compact_source import COMPACT_HEADER, Compact
 from bitexport.targets.c.constants import Constant, Constants
 from bitexport.targets.c.layers import Layers
 from bitexport.targets.c.orders import find_orders
-from bitexport.targets.c.plan import CPlan, Layer, plan_layers
+from bitexport.targets.c.plan import CPlan, plan_layers
 
 _INDENT = "    "
 _HEADERS = (

@@ -1,0 +1,202 @@
+"""Which nodes of a graph run as one call of the runtime, by which part of it, and how many outputs at a time.
+
+The graph's own memory plan says which nodes run as one. In C, a convolution also takes the max pooling behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from bitcore.formats import get_format
+from bitcore.graph import (
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool2d,
+    Node,
+    NormShift,
+    Requantize,
+    Step,
+    Threshold,
+    plan_memory,
+)
+from bitcore.graph.types import IntTensor, narrow
+from bitexport.targets.c.compact import covered, sum_words, table_words
+from bitexport.targets.c.compact_dense import CODES, RICE, choose_coding, scratch_words
+from bitexport.targets.c.orders import find_orders
+from bitexport.targets.c.packing import columns_of
+from bitexport.targets.c.rows import row_words, takes_rows
+
+BLOCKS = (64, 32, 24, 16, 8)
+"""Outputs that a weighted layer may compute at a time, at most."""
+Way = tuple[bool, int]
+"""How a weighted layer runs: whether by rows, and the most outputs at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Nodes that run as one call of the runtime.
+
+    Attributes:
+        nodes: In order, without a pooling that ends them.
+        reads: The buffers that each node reads, apart from its predecessor's result.
+        pool: The max pooling that ends the call.
+        target: The name of its result.
+        type: The result's type, stored as narrow as its bounds allow.
+        overwrites: The buffer in whose place the result may be written, element by element.
+        block: Outputs that a weighted layer computes at a time; 0 for other layers.
+        compact: Whether the compact runtime runs it.
+        coding: How the weights of a compact dense layer are coded; "" for other layers.
+        rows: Whether bit_conv2d_rows runs it.
+    """
+
+    nodes: tuple[Node, ...]
+    reads: tuple[tuple[str, ...], ...]
+    pool: Node | None
+    target: str
+    type: IntTensor
+    overwrites: str | None
+    block: int = 0
+    compact: bool = False
+    coding: str = ""
+    rows: bool = False
+
+    @property
+    def source(self) -> str:
+        """The (first) buffer that the first node reads."""
+        return self.reads[0][0]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All buffers that are read."""
+        return tuple(dict.fromkeys(name for names in self.reads for name in names))
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of accumulators and tables."""
+        op = self.nodes[0].op
+        if not isinstance(op, (Linear, Conv2d)):
+            return 0
+        fmt = get_format(op.format)
+        if self.compact:
+            return 4 * (self.sums + table_words(fmt))
+        if self.coding:
+            return 4 * scratch_words(fmt, self.coding, self.block)
+        if self.rows:
+            return 4 * row_words(self.nodes[0].type.shape[2], self.block, self.pool is not None)
+        return 4 * (self.block + columns_of(fmt).entries) if self.block else 0
+
+    @property
+    def sums(self) -> int:
+        """Words of the compact runtime's sums; its table lies behind them."""
+        op = self.nodes[0].op
+        assert isinstance(op, (Linear, Conv2d))
+        return sum_words(get_format(op.format), len(op.levels))
+
+
+def find_layers(graph: Graph, compact: bool = False, rice: bool | None = None) -> list[Layer]:
+    """Returns the calls of a graph, in order; arguments as of `bitexport.targets.c.plan.plan_layers`."""
+    layers = _layers(graph)
+    return _compact_dense(_compact(graph, layers), rice) if compact else layers
+
+
+def ways_of(layer: Layer, source: IntTensor, rows: bool) -> list[Way]:
+    """How a layer may be run, the fastest way first: whether by rows, and the most outputs at a time."""
+    ways = [(False, block) for block in BLOCKS]
+    if rows and takes_rows(layer.nodes, layer.pool, source):  # in more than two parts, the tables take longer
+        outputs = layer.nodes[0].type.shape[0]
+        return [(True, block) for block in BLOCKS if outputs <= 2 * block] + ways
+    return ways
+
+
+def _layers(graph: Graph) -> list[Layer]:
+    steps = plan_memory(graph).steps
+    readers: dict[str, int] = {}
+    for step in steps:
+        for name in step.sources:
+            readers[name] = readers.get(name, 0) + 1
+    layers: list[Layer] = []
+    for step in [part for whole in steps for part in _parts(whole)]:
+        kind = step.nodes[-1].type
+        stored = kind if step.target == steps[-1].target else narrow(kind.shape, kind.low, kind.high)
+        first = step.nodes[0]
+        before = layers[-1] if layers else None
+        if (
+            isinstance(first.op, MaxPool2d)
+            and len(step.nodes) == 1
+            and before is not None
+            and before.target == step.source
+            and readers[step.source] == 1
+            and before.pool is None
+            and _takes_pool(before, first.op)
+        ):
+            layers[-1] = replace(before, pool=first, target=step.target, type=stored, overwrites=None)
+        else:
+            over = step.overwrites
+            fits = over is not None and next(layer.type.bytes for layer in layers if layer.target == over)
+            layers.append(
+                Layer(step.nodes, step.reads, None, step.target, stored, over if fits == stored.bytes else None)
+            )
+    return layers
+
+
+def _parts(step: Step) -> Iterator[Step]:
+    """A dynamic range is a call of its own: it has to see all values before it changes one."""
+    if not isinstance(step.nodes[0].op, NormShift) or len(step.nodes) == 1:
+        yield step
+        return
+    first = step.nodes[0]
+    yield Step((first,), step.reads[:1], first.name)
+    yield Step(step.nodes[1:], ((first.name, *step.reads[1]), *step.reads[2:]), step.target, step.overwrites)
+
+
+def _takes_pool(layer: Layer, pool: MaxPool2d) -> bool:
+    """Whether a convolution can pool its own results: windows apart, functions of single values behind it."""
+    op = layer.nodes[0].op
+    apart = pool.padding == (0, 0) and all(k <= s for k, s in zip(pool.kernel, pool.stride, strict=True))
+    simple = all(isinstance(n.op, (Requantize, Threshold)) and n.type.shape == layer.nodes[0].type.shape
+                 for n in layer.nodes[1:])  # fmt: skip
+    return isinstance(op, Conv2d) and op.groups == 1 and apart and simple
+
+
+def _compact(graph: Graph, layers: list[Layer]) -> list[Layer]:
+    """Marks what the compact runtime runs."""
+    types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
+    ordered = find_orders(graph)[graph.output.name] is None
+
+    def marked(layer: Layer) -> bool:
+        final, simple = ordered and layer is layers[-1], len(layer.sources) == 1
+        return simple and covered(layer.nodes, layer.pool, types[layer.source], final)
+
+    return [replace(layer, compact=marked(layer)) for layer in layers]
+
+
+def _compact_dense(layers: list[Layer], rice: bool | None) -> list[Layer]:
+    """Gives dense layers to the compact dense runtime.
+
+    That is those that the compact runtime does not run. Without compact convolutions it is all of them, if there are
+    such layers or Rice codes pay.
+    """
+    dense = {layer: op for layer in layers if isinstance(op := layer.nodes[0].op, Linear)}
+    coding = dict(zip(dense, choose_coding(list(dense.values()), rice), strict=True))
+    others = {layer: CODES for layer in dense if not layer.compact}
+    if any(layer.compact and layer not in dense for layer in layers) or not (others or RICE in coding.values()):
+        coding = others
+    return [replace(layer, compact=False, coding=coding[layer]) if layer in coding else layer for layer in layers]
+
+
+def in_blocks(layers: list[Layer], ways: list[Way]) -> list[Layer]:
+    """Divides the outputs of weighted layers into blocks of about the same size, see `ways_of`."""
+
+    def block(layer: Layer, most: int) -> int:
+        op = layer.nodes[0].op
+        if not layer.compact and (isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1)):
+            outputs, step = len(op.levels), 2 if layer.coding else 8
+            blocks = -(-outputs // most)
+            return outputs if blocks == 1 else -(-outputs // (step * blocks)) * step
+        return 0
+
+    return [
+        replace(layer, block=block(layer, most), rows=rows) for layer, (rows, most) in zip(layers, ways, strict=True)
+    ]
