@@ -15,8 +15,9 @@ from torch import Tensor
 from bitcore.config import FLOAT
 from bitcore.engine.engine import BAD_CODE, Engine, instruction_set
 from bitcore.engine.memory import aligned
-from bitcore.engine.plan import Plan, Step
+from bitcore.engine.plan import Plan
 from bitcore.engine.program import COutput, CProgram, CStep
+from bitcore.engine.steps import Step
 from bitcore.formats import FORMATS
 from bitcore.graph import Conv2d, Graph, InputSpec, Node
 from bitcore.graph.ops import Ints

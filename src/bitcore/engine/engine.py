@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitcore.engine.memory import place
-from bitcore.engine.plan import Plan, Step, describe
+from bitcore.engine.plan import Plan, describe
 from bitcore.engine.posts import Post
 from bitcore.engine.program import CBlock, CBuffer, CPost, CProgram, CStep
+from bitcore.engine.steps import Step
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.graph import Graph

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bitcore.engine.posts import Post, elementwise
 from bitcore.engine.program import PostKind, StepKind
+from bitcore.engine.steps import Buffer, Step
 from bitcore.engine.weights import Block, cut, padded, sign_words, tile_weights
 from bitcore.formats import get_format
 from bitcore.graph import Graph, Node
@@ -32,65 +32,6 @@ from bitcore.graph.types import IntTensor
 _FEW_SIGNS = 32  # inputs of a tap: below, bytes beat words of 64 bits that are mostly empty
 _FEW_CHANNELS = 16  # below, rows of the input are read in one go, over a border of zeros
 OUTPUT = -1
-
-
-@dataclass(eq=False)
-class Buffer:
-    """An intermediate tensor of one sample, channels last (``struct bit_buffer``).
-
-    Attributes:
-        height: With its border, if any; so is width.
-        width: Likewise.
-        channels: Without padding.
-        item: Bytes of an element.
-        offset: Added to what is stored.
-        pixel: Bytes from one pixel to the next.
-        border: Zeros above and below, left and right.
-        first: The step that writes it.
-        last: The last step that reads it.
-    """
-
-    height: int
-    width: int
-    channels: int
-    item: int
-    offset: int
-    pixel: int
-    border: tuple[int, int] = (0, 0)
-    first: int = 0
-    last: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one sample, with what a kernel may read beyond its last channel."""
-        return -(-(self.height * self.width * self.pixel + 8) // 64) * 64
-
-
-@dataclass(eq=False)
-class Step:
-    """A pass over one buffer (``struct bit_step``).
-
-    Attributes:
-        kind: Which.
-        source: The buffer that it reads.
-        size: Height and width of the result.
-        blocks: Of channels of the result.
-        numbers: Fields that are numbers.
-        pairs: Vertical and horizontal: kernel, stride, padding, dilation.
-        arrays: Fields that are arrays.
-        posts: What becomes of each tile.
-        slots: Copies of tiles that posts keep.
-    """
-
-    kind: StepKind
-    source: int
-    size: tuple[int, int]
-    blocks: tuple[Block, ...] = ()
-    numbers: dict[str, int] = field(default_factory=dict)
-    pairs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    posts: list[Post] = field(default_factory=list)
-    slots: int = 0
 
 
 class Plan:
@@ -176,8 +117,8 @@ class Plan:
 
     def _lifetimes(self) -> None:
         for i, buffer in enumerate(self.buffers):
-            writers = [s for s, step in enumerate(self.steps) if i in _written(step)]
-            readers = [s for s, step in enumerate(self.steps) if i in _read(step)]
+            writers = [s for s, step in enumerate(self.steps) if i in step.writes]
+            readers = [s for s, step in enumerate(self.steps) if i in step.reads]
             buffer.first = min(writers, default=-1)
             buffer.last = max([*writers, *readers], default=-1)
 
@@ -395,15 +336,6 @@ def _product_fits(op: Conv2d, kind: IntTensor) -> bool:
 
 def _store(target: int, channel: int = 0) -> Post:
     return Post(PostKind.STORE, {"target": target, "low": channel})
-
-
-def _written(step: Step) -> list[int]:
-    stored = [post.numbers["target"] for post in step.posts if post.kind == PostKind.STORE]
-    return stored + ([step.numbers["target"]] if "target" in step.numbers else [])
-
-
-def _read(step: Step) -> list[int]:
-    return [step.source, *(post.numbers["target"] for post in step.posts if post.kind == PostKind.ADD)]
 
 
 def describe(plan: Plan) -> list[dict[str, Any]]:
