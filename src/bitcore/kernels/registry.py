@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from bitcore.compiling import constant
 from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError, unknown
 from bitcore.kernels.native import ISA_VARIABLE, library
@@ -122,7 +123,7 @@ class KernelRegistry:
             return None
 
     @classmethod
-    @torch.compiler.assume_constant_result  # a compiled graph holds the choice
+    @constant  # a compiled graph holds the choice
     def _best(cls, op: str, weight_format: str, activation_dtype: str, device: str) -> str:
         key = (op, weight_format, activation_dtype, device, library(), os.environ.get(ISA_VARIABLE))
         if key not in cls._found:

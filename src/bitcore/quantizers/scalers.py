@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bitcore.compiling import constant
 from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat, round_half_even
 
@@ -208,12 +209,12 @@ STEPS: dict[Scaler, Step] = {twn: Step(_twn_step, False), libra: Step(unit, True
 _MEAN_OVER_MEDIAN = math.sqrt(2 / math.pi) / 0.6744897501960817
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _per_mean(fmt: NumberFormat) -> float:
     return _gaussian_factor(fmt)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _uniform_noise(fmt: NumberFormat) -> float:
     return _rounding_noise(fmt)
 
