@@ -2,7 +2,8 @@
 
 All contestants of a case take turns, a few milliseconds each, round after round, so that what else the machine does
 meets all of them. On one thread the thread's processor time counts, else wall time; reported is the median. On several
-threads a pause stands before each turn, in which the threads of the contestant before stop waiting for more work.
+threads a turn begins when those of the contestant before have stopped waiting for more work (some spin for 50 ms), and
+with calls that do not count, in which the system spreads its threads over the cores.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bitlab.rivals import FLOAT, GGML, ONEDNN, RIVALS, Run
 from bitlayers import BitLinear
 
 _SLICE = 4e-3  # seconds of a contestant's turn
-_PAUSE = 20e-3  # seconds before a turn on several threads
+_REST, _WARM_UP = 20e-3, 12e-3  # seconds without work, and of work that does not count, before turns on several threads
 _COLD = 192 * 2**20  # bytes of layers that are cycled, so that each comes from DRAM
 
 
@@ -128,13 +129,28 @@ def measure(case: Case, threads: int, rounds: int) -> dict[str, dict[str, float]
     for _ in range(rounds):
         for name, (run, layers) in runs.items():
             if threads > 1:
-                time.sleep(_PAUSE)
-                run()
+                _rest()
+                _warm_up(run)
             start = clock()
             for _ in range(repeats[name]):
                 run()
             times[name].append((clock() - start) / repeats[name] / layers * 1e6)
     return {name: {"median": statistics.median(taken), "least": min(taken)} for name, taken in times.items()}
+
+
+def _rest() -> None:
+    """Waits until no thread of this process works or spins."""
+    worked = _REST
+    while worked > _REST / 10:
+        before = time.process_time()
+        time.sleep(_REST)
+        worked = time.process_time() - before
+
+
+def _warm_up(run: Run) -> None:
+    end = time.perf_counter() + _WARM_UP
+    while time.perf_counter() < end:
+        run()
 
 
 def limits(threads: int) -> dict[str, float]:

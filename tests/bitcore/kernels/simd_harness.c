@@ -1,6 +1,9 @@
 /* Compares every vector kernel that this machine runs with plain loops: every format in every layout that holds it,
  * int8, uint8 and float activations, shapes with tails, extreme values. `formats.h` comes from bitcore.formats. */
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,24 +148,83 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
     return bad || error;
 }
 
-/* A child has none of the threads that its parent had. Emulators cannot start threads in one, so only x86 tries it. */
-static int a_fork_fails(void) {
 #ifdef BIT_X86
+/* OpenMP as the pool sees it: a second thread, which spins between regions or sleeps. */
+static struct {
+    void (*part)(void *);
+    void *data;
+    atomic_int regions, done, spins;
+} openmp;
+static _Thread_local int thread_number;
+
+int omp_get_thread_num(void) { return thread_number; }
+
+static void *second_thread(void *unused) {
+    thread_number = 1;
+    for (;;) {
+        const int region = atomic_load(&openmp.regions);
+        if (region != atomic_load(&openmp.done)) {
+            openmp.part(openmp.data);
+            atomic_store(&openmp.done, region);
+        } else if (!atomic_load(&openmp.spins)) {
+            usleep(1000);
+        }
+    }
+    return unused;
+}
+
+void GOMP_parallel(void (*part)(void *), void *data, unsigned threads, unsigned flags) {
+    static pthread_t second;
+    if (threads != 2 || flags != 0 || (!second && pthread_create(&second, NULL, second_thread, NULL))) {
+        abort();
+    }
+    openmp.part = part;
+    openmp.data = data;
+    const int region = atomic_fetch_add(&openmp.regions, 1) + 1;
+    part(data);
+    while (atomic_load(&openmp.done) != region) {
+        sched_yield();
+    }
+}
+
+static int compare_once(void) {
+    int isa = 0;
+    while (!bit_isa_supported(isa)) {
+        isa++;
+    }
+    return compare(isa, formats, BIT_LAYOUT_8BIT, 5, 0, 0);
+}
+
+/* While OpenMP's threads spin and the pool's sleep, jobs go to OpenMP's; but they need a second core for that. */
+static int openmp_fails(void) {
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof cores, &cores) || CPU_COUNT(&cores) < 2) {
+        return 0;
+    }
+    atomic_store(&openmp.spins, 1);
+    int bad = 0, before = atomic_load(&openmp.regions);
+    for (int i = 0; i < 5000 && atomic_load(&openmp.regions) < before + 4 && !bad; i++) {
+        usleep(1000);
+        bad = compare_once();
+    }
+    return bad || atomic_load(&openmp.regions) < before + 4;
+}
+
+/* A child has none of the threads that its parent had, OpenMP's neither. */
+static int a_fork_fails(void) {
     const pid_t child = fork();
     if (child == 0) {
-        int isa = 0;
-        while (!bit_isa_supported(isa)) {
-            isa++;
-        }
-        _exit(compare(isa, formats, BIT_LAYOUT_8BIT, 5, 0, 0));
+        alarm(60); /* of threads that are not there, it would wait for ever */
+        _exit(compare_once());
     }
     int status = 1;
     waitpid(child, &status, 0);
     return status != 0;
-#else
-    return 0;
-#endif
 }
+#else /* emulators cannot start threads in a child */
+static int openmp_fails(void) { return 0; }
+static int a_fork_fails(void) { return 0; }
+#endif
 
 int main(void) {
     int failures = 0, ran = 0;
@@ -193,6 +255,7 @@ int main(void) {
         }
         printf("%s ", bit_isa_name(isa));
     }
+    failures += openmp_fails();
     failures += a_fork_fails();
     printf("%d comparisons, %d failures\n", ran, failures);
     return failures != 0 || ran == 0;

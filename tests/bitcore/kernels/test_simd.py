@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -104,6 +105,50 @@ def test_threads_give_the_same_bits():
     layer.pack()
     expected = layer(x)
     assert all(torch.equal(y, expected) for y in results_in_threads(layer, x, 50))
+
+
+def test_next_to_operators_of_torch_the_bits_are_the_same():
+    """Whether its threads take part, or those of the pool."""
+    layer, x, threads = layer_of("int4", "int8", 300, 500), torch.randn(20, 300), torch.get_num_threads()
+    layer.pack()
+    expected = layer(x)
+    torch.set_num_threads(2)
+    try:
+        for _ in range(50):
+            torch.ones(2**17).relu()
+            assert torch.equal(layer(x), expected) and torch.equal(layer(x), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+CORES = """
+import os, time, torch
+from bitcore import BitQuantConfig
+from bitlayers import BitLinear
+
+layer = BitLinear(100, 500, quant_config=BitQuantConfig(activation_dtype="int8"))
+layer.pack()
+cores, x = os.sched_getaffinity(0), torch.randn(2, 100)
+first = min(cores)
+torch.set_num_threads(2)
+for _ in range(2000):
+    os.sched_setaffinity(0, {first})  # and whatever thread it starts
+    layer(x)
+    time.sleep(0.002)  # the pool's thread falls asleep there
+    os.sched_setaffinity(0, cores)
+    layer(x)
+    allowed = [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
+    if cores - {first} in allowed:
+        print("moved")
+        break
+"""
+
+
+def test_a_thread_that_sleeps_on_the_callers_core_wakes_up_on_another():
+    if platform.libc_ver()[0] != "glibc" or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this needs two cores, and glibc")
+    result = subprocess.run([sys.executable, "-c", CORES], capture_output=True, text=True, check=True)
+    assert result.stdout == "moved\n"
 
 
 @pytest.mark.parametrize("isa", ["portable", *SETS])
