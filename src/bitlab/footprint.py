@@ -149,11 +149,14 @@ class Totals:
 
 
 def totals(graph: Graph, folder: Path | None = None) -> Totals:
-    """Returns a graph's sizes as the C target lays it out, in an export folder as it was made for its chip."""
+    """Returns a graph's sizes as the C target lays it out, in an export folder as it was made for its chip.
+
+    Without a folder, convolutions do not run row by row, which takes more bytes.
+    """
     manifest = Manifest.load(folder) if folder and (folder / MANIFEST_FILE).is_file() else None
-    source = CSource(graph, "network")
+    source = CSource(graph, "network", packed=None)
     if manifest:
-        source = CSource(graph, "network", manifest.limit, manifest.compact, bool(manifest.rice))
+        source = CSource(graph, "network", manifest.limit, manifest.compact, bool(manifest.rice), manifest.packed)
     source.source()
     weighted = [node for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(

@@ -11,6 +11,7 @@ from bitcore.formats import FORMATS
 from bitcore.graph import OPS, Conv2d, Flatten, Graph, InputSpec, MaxPool2d, Node, Op, Requantize, Threshold
 from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c import calls, plan
+from bitexport.targets.c.rows import BYTES, PACKED
 from graphs import plain_network, random_graph
 from networks import extreme_codes
 from programs import SANITIZERS, build
@@ -171,25 +172,29 @@ def convolution_by_rows(fmt: str, height: int, width: int, outputs: int, pool: b
     return Graph(spec, tuple(nodes), 1.0)
 
 
+@pytest.mark.parametrize("stored", [BYTES, PACKED])
 @pytest.mark.parametrize("how", BUILDS)
-def test_convolutions_by_rows(how: str, tmp_path: Path, require_tool: Tool) -> None:
+def test_convolutions_by_rows(
+    how: str, stored: str, tmp_path: Path, require_tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every format that has tables; one row and many, single pixels and pairs, outputs in one block and in two."""
+    monkeypatch.setattr(calls, "BYTES", stored)
     compiler, flags = BUILDS[how]
     formats = [name for name, fmt in FORMATS.items() if fmt.affine and len(fmt.levels) <= 32 and fmt.low < 0]
-    sizes = [(1, 2, 3, False), (1, 4, 9, False), (2, 2, 9, True), (5, 3, 5, True), (6, 8, 70, True), (4, 7, 70, False)]
+    sizes = [(1, 2, 3, False), (1, 4, 9, False), (2, 2, 9, True), (5, 3, 5, True), (6, 9, 70, True), (4, 7, 70, False)]
     cases = itertools.product(formats, enumerate(sizes))
     graphs = {f"n{name}_{i}": convolution_by_rows(name, *size, i + len(name)) for name, (i, size) in cases}
     check(graphs, tmp_path, require_tool(compiler, compiler), flags, runtimes=["speed"])
-    used = {name for name in graphs if "bit_conv2d_rows.c" in runtime_files(tmp_path / f"{name}_speed")}
+    used = {name for name in graphs if f"bit_rows_{stored}.c" in runtime_files(tmp_path / f"{name}_speed")}
     assert {name.split("_")[0] for name in used} == {f"n{name}" for name in formats}
     assert len(used) > 0.8 * len(graphs), "too few whose sums fit 16 bits"
 
 
 def test_convolutions_pool_on_the_way_and_take_the_place_of_their_input() -> None:
     graph = convolution("ternary", 0, channels=8, outputs=24)
-    for rows in (False, True):
-        found = plan.plan_layers(graph, rows=rows)
-        assert [layer.rows for layer in found.layers] == [rows, rows]
+    for packed, stored in ((None, ["", ""]), (0, [BYTES, BYTES]), (1, [PACKED, BYTES])):
+        found = plan.plan_layers(graph, packed=packed)
+        assert [layer.rows for layer in found.layers] == stored
         assert [layer.pool is not None for layer in found.layers] == [True, True]
         assert "conv0" not in found.types, "the map before the pooling is nowhere"
         places = {place.name: place for place in found.places}

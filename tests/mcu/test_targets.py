@@ -14,7 +14,6 @@ from bitexport.targets import TARGETS, CTarget, get_target
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.emulate import emulate
 from bitexport.targets.c.host import input_bytes
-from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.target import Manifest
 from graphs import GraphMaker, plain_network, random_graph
 from networks import extreme_codes, random_chain
@@ -43,14 +42,14 @@ def test_same_bits_in_the_emulator(target: str, tmp_path: Path, tools: Callable[
     manifest = Manifest.load(artifact.folder)
     codes = extreme_codes(graph, 7)
     files = [artifact.folder / file for file in manifest.sources]
-    found = emulate(CHIPS[target], "network", artifact.folder, files, plan_layers(graph, manifest.limit), codes)
+    found = emulate(CHIPS[target], "network", artifact.folder, files, manifest.plan(graph), codes)
     expected = graph.run(codes)
     assert np.array_equal(found.outputs, expected)
     assert np.array_equal(found.classes, expected.argmax(1))
     if found.size is not None:
         chip = CHIPS[target]
         assert 0 < found.size.flash <= chip.flash
-        assert plan_layers(graph, manifest.limit).arena < found.ram <= chip.ram
+        assert manifest.plan(graph).arena < found.ram <= chip.ram
         assert 0 < found.stack <= chip.stack
         assert (found.counts > 100).all()
 
@@ -62,7 +61,7 @@ def test_the_compact_runtime_in_the_emulator(target: str, tmp_path: Path, tools:
         graph = plain_network(np.random.default_rng(seed))
         artifact = get_target(target, "flash").emit(graph, tmp_path / f"net{seed}", "network")
         manifest = Manifest.load(artifact.folder)
-        plan = plan_layers(graph, manifest.limit, manifest.compact)
+        plan = manifest.plan(graph)
         assert all(layer.compact for layer in plan.layers)
         codes = extreme_codes(graph, 7)
         files = [artifact.folder / file for file in manifest.sources]

@@ -16,6 +16,7 @@ from bitcore.graph import (
     MaxPool2d,
     Node,
     NormShift,
+    Op,
     Requantize,
     Step,
     Threshold,
@@ -26,12 +27,12 @@ from bitexport.targets.c.compact import covered, sum_words, table_words
 from bitexport.targets.c.compact_dense import CODES, RICE, choose_coding, scratch_words
 from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.packing import columns_of
-from bitexport.targets.c.rows import row_words, takes_rows
+from bitexport.targets.c.rows import BYTES, PACKED, row_words, takes_rows
 
 BLOCKS = (64, 32, 24, 16, 8)
 """Outputs that a weighted layer may compute at a time, at most."""
-Way = tuple[bool, int]
-"""How a weighted layer runs: whether by rows, and the most outputs at a time."""
+Way = tuple[str, int]
+"""How a weighted layer runs: its ``rows``, and the most outputs at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Layer:
         block: Outputs that a weighted layer computes at a time; 0 for other layers.
         compact: Whether the compact runtime runs it.
         coding: How the weights of a compact dense layer are coded; "" for other layers.
-        rows: Whether bit_conv2d_rows runs it.
+        rows: How its codes are stored where bit_conv2d_rows runs it, see `bitexport.targets.c.rows`; "" elsewhere.
     """
 
     nodes: tuple[Node, ...]
@@ -60,7 +61,7 @@ class Layer:
     block: int = 0
     compact: bool = False
     coding: str = ""
-    rows: bool = False
+    rows: str = ""
 
     @property
     def source(self) -> str:
@@ -95,18 +96,20 @@ class Layer:
         return sum_words(get_format(op.format), len(op.levels))
 
 
-def find_layers(graph: Graph, compact: bool = False, rice: bool | None = None) -> list[Layer]:
+def find_layers(graph: Graph, compact: bool, rice: bool | None, packed: int | None) -> list[Layer]:
     """Returns the calls of a graph, in order; arguments as of `bitexport.targets.c.plan.plan_layers`."""
     layers = _layers(graph)
-    return _compact_dense(_compact(graph, layers), rice) if compact else layers
+    if compact:
+        return _compact_dense(_compact(graph, layers), rice)
+    return layers if packed is None else _by_rows(graph, layers, packed)
 
 
-def ways_of(layer: Layer, source: IntTensor, rows: bool) -> list[Way]:
-    """How a layer may be run, the fastest way first: whether by rows, and the most outputs at a time."""
-    ways = [(False, block) for block in BLOCKS]
-    if rows and takes_rows(layer.nodes, layer.pool, source):  # in more than two parts, the tables take longer
+def ways_of(layer: Layer) -> list[Way]:
+    """How a layer may be run, the fastest way first."""
+    ways: list[Way] = [("", block) for block in BLOCKS]
+    if layer.rows:  # in more than two parts, the tables take longer
         outputs = layer.nodes[0].type.shape[0]
-        return [(True, block) for block in BLOCKS if outputs <= 2 * block] + ways
+        return [(layer.rows, block) for block in BLOCKS if outputs <= 2 * block] + ways
     return ways
 
 
@@ -184,6 +187,23 @@ def _compact_dense(layers: list[Layer], rice: bool | None) -> list[Layer]:
     if any(layer.compact and layer not in dense for layer in layers) or not (others or RICE in coding.values()):
         coding = others
     return [replace(layer, compact=False, coding=coding[layer]) if layer in coding else layer for layer in layers]
+
+
+def _by_rows(graph: Graph, layers: list[Layer], packed: int) -> list[Layer]:
+    """Marks what bit_conv2d_rows can run; the codes of the ``packed`` layers of most weights are stored packed."""
+    types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
+    scores = layers[-1] if find_orders(graph)[graph.output.name] is None else None
+    able = {
+        layer: layer.nodes[0].op
+        for layer in layers
+        if layer is not scores and takes_rows(layer.nodes, layer.pool, types[layer.source])
+    }
+    most = sorted(able, key=lambda layer: -_weights(able[layer]))[:packed]
+    return [replace(layer, rows=PACKED if layer in most else BYTES) if layer in able else layer for layer in layers]
+
+
+def _weights(op: Op) -> int:
+    return op.levels.size if isinstance(op, (Conv2d, Linear)) else 0
 
 
 def in_blocks(layers: list[Layer], ways: list[Way]) -> list[Layer]:

@@ -17,7 +17,7 @@ from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
 from bitexport.targets.c.plan import CPlan
-from bitexport.targets.c.rows import has_bias_and_shift, pack_weights, sums_fit_16_bits, tables_of
+from bitexport.targets.c.rows import BYTES, has_bias_and_shift, pack_weights, sums_fit_16_bits, tables_of
 
 _TYPES = {"int8": "BIT_INT8", "uint8": "BIT_UINT8", "int16": "BIT_INT16", "int32": "BIT_INT32"}
 Fields = dict[str, object]
@@ -221,10 +221,14 @@ class Layers:
 
     def _rows(self, layer: Layer, op: Conv2d) -> Fields:
         channels, height, width = self.plan.types[layer.source].shape
-        fmt = get_format(op.format)
-        codes = pack_weights(op.levels, fmt, layer.block)
+        fmt, bytewise = get_format(op.format), layer.rows == BYTES
+        codes = pack_weights(op.levels, fmt, layer.block, layer.rows)
+        add = "bit_rows_bytes" if bytewise else "bit_rows_packed"
+        self.activations.files.add(f"{add}.c")
         return {
-            "codes": self.constants.add(f"{self._label(layer)}_weight", codes, "uint8_t"),
+            "add": add,
+            "codes": self.constants.add(f"{self._label(layer)}_weight", codes, "uint8_t" if bytewise else "uint16_t"),
+            "code_bytes": 3 if bytewise else 2,
             **self._bias_and_shift(layer),
             "channels": channels,
             "outputs": len(op.levels),

@@ -49,21 +49,20 @@ class CPlan:
 
 
 def plan_layers(
-    graph: Graph, limit: int | None = None, compact: bool = False, rice: bool | None = None, rows: bool = True
+    graph: Graph, limit: int | None = None, compact: bool = False, rice: bool | None = None, packed: int | None = 0
 ) -> CPlan:
     """Plans the layers of a graph and the arena.
 
     Weighted layers compute up to 64 outputs at a time. Where the arena must not exceed ``limit`` bytes, they begin with
     8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first. With ``compact``, the
-    compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`. Otherwise, with
-    ``rows``, bit_conv2d_rows runs the convolutions that it can, as far as the limit leaves room for its sums.
+    compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`. Otherwise
+    bit_conv2d_rows runs the convolutions that it can, as far as the limit leaves room for its sums; the codes of the
+    ``packed`` layers of most weights are packed, and with ``None`` it runs none.
     """
-    layers = find_layers(graph, compact, rice)
-    types = {"input": graph.input.type, **{layer.target: layer.type for layer in layers}}
-    scores = layers[-1] if find_orders(graph)[graph.output.name] is None else None
-    ways = [ways_of(layer, types[layer.source], rows and not compact and layer is not scores) for layer in layers]
+    layers = find_layers(graph, compact, rice, packed)
+    ways = [ways_of(layer) for layer in layers]
     if limit is None:
-        first = [(False, BLOCK) if layer.coding else way[0] for layer, way in zip(layers, ways, strict=True)]
+        first = [("", BLOCK) if layer.coding else way[0] for layer, way in zip(layers, ways, strict=True)]
         best = _plan(graph, in_blocks(layers, first))
         if not any(layer.coding for layer in layers):
             return best

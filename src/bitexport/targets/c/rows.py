@@ -12,8 +12,11 @@ from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.compact import channels_of
 
-_TABLES = 2 * 32
 _MOST_LEVELS = 32
+_TABLE = 64  # words
+
+BYTES, PACKED = "bytes", "packed"
+"""How codes are stored: a byte each, or, slower, three in 16 bits."""
 
 
 def sums_fit_16_bits(source: IntTensor, levels: Ints) -> bool:
@@ -53,8 +56,8 @@ def takes_rows(nodes: Sequence[Node], pool: Node | None, source: IntTensor) -> b
 
 
 def row_words(width: int, block: int, pooled: bool) -> int:
-    """Returns the words of the tables and of the sums: those of three rows, if pooled four, for each two pixels."""
-    return _TABLES + (3 + pooled) * -(-width // 2) * block
+    """Returns the words of two tables, and of the sums of three rows, if pooled four, at each four pixels."""
+    return 2 * _TABLE + 2 * (3 + pooled) * -(-width // 4) * block
 
 
 def tables_of(fmt: NumberFormat) -> dict[str, int]:
@@ -64,9 +67,13 @@ def tables_of(fmt: NumberFormat) -> dict[str, int]:
     return {"low": fmt.low, "level_step": fmt.step, "levels": len(fmt.levels), "tables": 3}
 
 
-def pack_weights(levels: Ints, fmt: NumberFormat, block: int) -> list[int]:
-    """Packs levels ``[outputs, inputs, 3, 3]``: offsets into the tables, rows of weights from the last one up."""
+def pack_weights(levels: Ints, fmt: NumberFormat, block: int, stored: str) -> list[int]:
+    """Packs levels ``[outputs, inputs, 3, 3]``, for each row of weights, from the last one up, a code.
+
+    A byte is the offset of its entry in a table; packed, three codes of 5 bits make 16.
+    """
     codes = (levels - fmt.low) // fmt.step
     codes = (codes * (1, 3, 9)).sum(-1, keepdims=True) if len(fmt.levels) == 3 else codes
-    codes = 4 * codes[:, :, ::-1].transpose(1, 3, 0, 2)  # inputs, tables, outputs, rows
+    codes = codes[:, :, ::-1].transpose(1, 3, 0, 2)  # inputs, tables, outputs, rows
+    codes = 8 * codes if stored == BYTES else (codes << (0, 5, 10)).sum(-1)
     return np.concatenate([codes[:, :, at : at + block].ravel() for at in range(0, len(levels), block)]).tolist()

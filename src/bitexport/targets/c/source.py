@@ -23,6 +23,7 @@ _HEADERS = (
     "bit_layers.h",
     "bit_store.h",
     "bit_conv2d.h",
+    "bit_rows.h",
     "bit_table.h",
     "bit_pool.h",
 )
@@ -38,7 +39,7 @@ class CSource:
         limit: Bytes that the arena should not exceed, see `plan_layers`.
         compact: Whether the compact runtime runs what it can.
         with_rice: Whether it has Rice codes, see `plan_layers`.
-        with_rows: Whether convolutions may run row by row, see `plan_layers`.
+        packed: How many convolutions that run row by row have packed codes, see `plan_layers`.
         plan: Layers and memory.
         runtime: The runtime's C files that the network needs, filled while the source is written.
     """
@@ -48,13 +49,13 @@ class CSource:
     limit: int | None = None
     compact: bool = False
     with_rice: bool | None = None
-    with_rows: bool = True
+    packed: int | None = 0
     plan: CPlan = field(init=False)
     runtime: set[str] = field(init=False, default_factory=lambda: {"bit_argmax.c"})
 
     def __post_init__(self) -> None:
         """Plans the memory."""
-        self.plan = plan_layers(self.graph, self.limit, self.compact, self.with_rice, self.with_rows)
+        self.plan = plan_layers(self.graph, self.limit, self.compact, self.with_rice, self.packed)
         self._constants = Constants()
         orders = find_orders(self.graph)
         activations = Activations(self.graph, self.plan, self._constants, orders, self.runtime)

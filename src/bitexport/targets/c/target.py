@@ -46,7 +46,7 @@ class Manifest:
         files: All files, these included.
         optimize: One of `OPTIMIZE`.
         rice: Layers whose weights are Rice codes: their bytes, and those of codes of a fixed size.
-        rows: Whether convolutions may run row by row.
+        packed: How many convolutions that run row by row have packed codes, see `plan_layers`.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Manifest:
     files: tuple[str, ...]
     optimize: str = OPTIMIZE[0]
     rice: dict[str, tuple[int, int]] = field(default_factory=dict)
-    rows: bool = True
+    packed: int | None = 0
 
     @property
     def compact(self) -> bool:
@@ -65,7 +65,7 @@ class Manifest:
 
     def plan(self, graph: Graph) -> CPlan:
         """Plans the network again, as it was exported."""
-        return plan_layers(graph, self.limit, self.compact, bool(self.rice), self.rows)
+        return plan_layers(graph, self.limit, self.compact, bool(self.rice), self.packed)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -153,8 +153,10 @@ class CTarget(Target):
     def _write(self, graph: Graph, folder: Path, name: str) -> None:
         optimize = self.optimize or OPTIMIZE[0]
         source, size = self._fit(graph, name, optimize, folder)
-        if isinstance(size, DoesNotFitError) and "bit_conv2d_rows.c" in source.runtime:
-            source, size = self._fit(graph, name, optimize, folder, rows=False)
+        by_rows = sum(bool(layer.rows) for layer in source.plan.layers)
+        for packed in (*range(1, by_rows + 1), None) if by_rows else ():
+            if isinstance(size, DoesNotFitError):
+                source, size = self._fit(graph, name, optimize, folder, packed=packed)
         if isinstance(size, DoesNotFitError) and self.optimize is None:
             optimize = OPTIMIZE[1]
             source, size = self._fit(graph, name, optimize, folder)
@@ -174,15 +176,15 @@ class CTarget(Target):
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
         target = self.chip.name if self.chip else self.name
-        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice, source.with_rows)
+        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice, source.packed)
         (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
 
     def _fit(
-        self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True, rows: bool = True
+        self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True, packed: int | None = 0
     ) -> tuple[CSource, Size | DoesNotFitError | None]:
         """Writes a network with one of the runtimes, in less RAM if it exceeds the chip's; returns its size."""
         measured = self.chip is not None and self.chip.flash > 0
-        source = CSource(graph, name, compact=optimize == "flash", with_rice=rice if measured else None, with_rows=rows)
+        source = CSource(graph, name, compact=optimize == "flash", with_rice=rice if measured else None, packed=packed)
         size = self._size(source, folder)
         if isinstance(size, DoesNotFitError) and size.ram > 0:
             source = replace(source, limit=source.plan.arena - size.ram)

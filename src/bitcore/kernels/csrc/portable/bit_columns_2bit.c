@@ -8,7 +8,7 @@ void bit_columns_2bit(const BitInputs *x, BitCodes *weight, uint32_t outputs, in
         const uint32_t x1 = i + 1 < x->count ? bit_input(x, i + 1) : 0;
         if ((x0 | x1) != 0) {
             const uint32_t next = step == 2 ? x1 << 1 : x1;
-            bit_fill(table, x0, low, step, 4);
+            bit_fill(table, 1, x0, low, step, 4);
             const uint32_t least = bit_mul(x1, (uint32_t)(int32_t)low);
             for (unsigned code = 0; code < 4; code++) {
                 table[code] += least;

@@ -6,7 +6,7 @@ void bit_columns_4bit(const BitInputs *x, BitCodes *weight, uint32_t outputs, in
     for (uint32_t i = 0; i < x->count; i++) {
         const uint32_t word = bit_input(x, i);
         if (word != 0) {
-            bit_fill(table, word, low, step, 16);
+            bit_fill(table, 1, word, low, step, 16);
             bit_add_4bit(weight, outputs, sum, table);
         } else {
             bit_skip_4bit(weight, outputs);

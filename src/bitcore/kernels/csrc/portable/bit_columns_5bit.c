@@ -6,7 +6,7 @@ void bit_columns_5bit(const BitInputs *x, BitCodes *weight, uint32_t outputs, in
     for (uint32_t i = 0; i < x->count; i++) {
         const uint32_t word = bit_input(x, i);
         if (word != 0) {
-            bit_fill(table, word, low, step, 32);
+            bit_fill(table, 1, word, low, step, 32);
             bit_add_5bit(weight, outputs, sum, table);
         } else {
             bit_skip_5bit(weight, outputs);

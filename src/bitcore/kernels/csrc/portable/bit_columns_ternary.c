@@ -10,7 +10,7 @@ void bit_columns_ternary(const BitInputs *x, BitCodes *weight, uint32_t outputs,
         const uint32_t x1 = i + 1 < x->count ? bit_input(x, i + 1) : 0;
         const uint32_t x2 = i + 2 < x->count ? bit_input(x, i + 2) : 0;
         if ((x0 | x1 | x2) != 0) {
-            bit_fill_ternary(table, x0, x1, x2);
+            bit_fill_ternary(table, 1, x0, x1, x2);
             bit_add_5bit(weight, outputs, sum, table);
         } else {
             bit_skip_5bit(weight, outputs);

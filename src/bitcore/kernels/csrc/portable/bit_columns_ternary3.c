@@ -29,7 +29,7 @@ void bit_columns_ternary3(const BitInputs *x, BitCodes *weight, uint32_t outputs
             }
         }
         if ((x0 | x1 | x2) != 0) {
-            bit_fill_ternary(table, x0, x1, x2);
+            bit_fill_ternary(table, 1, x0, x1, x2);
             bit_add_5bit(weight, outputs, sum, table);
         } else {
             bit_skip_5bit(weight, outputs);

@@ -109,11 +109,19 @@ typedef struct {
 /* `scratch` as for bit_dense. */
 void bit_conv2d(const BitConv2d *layer, const uint8_t *x, uint8_t *y, const BitBuffers *buffers, uint32_t *scratch);
 
+/* Adds one table, or two, of what weights add for four pixels, to sums; in bit_rows.h. */
+typedef struct BitGroup BitGroup;
+typedef void BitAdd(const BitGroup *group, const uint8_t *codes, const uint8_t *others);
+
+BitAdd bit_rows_bytes, bit_rows_packed;
+
 /* 3x3 convolution of stride 1, padded by 1, and the maximum of windows of 2x2 where a pooling follows. Sums fit 16
  * bits. Codes: for each block, each input channel, each of its tables and each output, the three rows of its weights
- * from the last one up, as offsets in bytes into the table. */
+ * from the last one up, as `add` takes them. */
 typedef struct {
-    const uint8_t *codes;
+    BitAdd *add;
+    const void *codes;
+    uint8_t code_bytes;  /* of three rows */
     const int16_t *bias; /* for each output, with half a step */
     const uint8_t *shift;
     uint16_t channels, outputs, block; /* block: outputs that are computed together */
@@ -127,8 +135,8 @@ typedef struct {
     uint8_t pooled; /* whether a pooling follows */
 } BitRows;
 
-/* `scratch` holds two tables of 32 words and, for each two pixels of a row and each output of a block, three sums
- * (pooled: four). Results of a row are written when the next row of `x` has been read. */
+/* `scratch` holds two tables of 64 words, and for each four pixels of a row and each output of a block three sums of 2
+ * words (pooled: four). Results of a row are written when the next row of `x` has been read. */
 void bit_conv2d_rows(const BitRows *layer, const uint8_t *x, uint8_t *y, uint32_t *scratch);
 
 /* Convolution with groups: weight levels as they are. */

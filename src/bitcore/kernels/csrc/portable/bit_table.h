@@ -82,31 +82,32 @@ BIT_INLINE void bit_skip_5bit(BitCodes *row, uint32_t outputs) {
     row->bytes += (outputs >> 3) + (outputs & 7U);
 }
 
-/* table[code] = (low + step * code) * x for evenly spaced levels. */
-BIT_INLINE void bit_fill(uint32_t *table, uint32_t x, int low, int step, unsigned levels) {
-    const uint32_t *const end = table + levels;
+/* table[size * code] = (low + step * code) * x for evenly spaced levels. */
+BIT_INLINE void bit_fill(uint32_t *table, unsigned size, uint32_t x, int low, int step, unsigned levels) {
+    const uint32_t *const end = table + size * levels;
     uint32_t entry = bit_mul(x, (uint32_t)(int32_t)low);
     const uint32_t next = step == 2 ? x << 1 : x;
     do {
-        *table++ = entry;
+        *table = entry;
+        table += size;
         entry += next;
     } while (table != end);
 }
 
-/* table[code] = the sum of (digit - 1) * x for the three ternary digits of a code, the lowest one for x0. */
-BIT_INLINE void bit_fill_ternary(uint32_t *table, uint32_t x0, uint32_t x1, uint32_t x2) {
+/* table[size * code] = the sum of (digit - 1) * x for the three ternary digits of a code, the lowest one for x0. */
+BIT_INLINE void bit_fill_ternary(uint32_t *table, unsigned size, uint32_t x0, uint32_t x1, uint32_t x2) {
     uint32_t entry = 0U - x0 - x1 - x2;
-    for (const uint32_t *const end = table + 27; table != end; table += 9, entry += x2) {
+    for (const uint32_t *const end = table + 27 * size; table != end; table += 9 * size, entry += x2) {
         uint32_t first = entry;
         table[0] = first;
-        table[1] = first += x0;
-        table[2] = first + x0;
-        table[3] = first = entry + x1;
-        table[4] = first += x0;
-        table[5] = first + x0;
-        table[6] = first = entry + (x1 << 1);
-        table[7] = first += x0;
-        table[8] = first + x0;
+        table[size] = first += x0;
+        table[2 * size] = first + x0;
+        table[3 * size] = first = entry + x1;
+        table[4 * size] = first += x0;
+        table[5 * size] = first + x0;
+        table[6 * size] = first = entry + (x1 << 1);
+        table[7 * size] = first += x0;
+        table[8 * size] = first + x0;
     }
 }
 
