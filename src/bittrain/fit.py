@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def fit(
         if trainer.is_global_zero:
             recipe.dump(run_dir / "recipe.yaml")
             write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        with _clear_errors():
+        with _clear_errors(), _nothing_half_written(run_dir, trainer, resume):
             trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             if average and average[0].average:
@@ -183,6 +184,17 @@ def _clear_errors() -> Iterator[None]:
         raise BitLabError(
             f"torch.compile failed ({reason}); on CPUs it needs a C++ compiler; or set no compile"
         ) from None
+
+
+@contextmanager
+def _nothing_half_written(run_dir: Path, trainer: Trainer, resume: bool | Path | str) -> Iterator[None]:
+    """Removes a new run's folder if the run is refused before its first step."""
+    try:
+        yield
+    except BitLabError:
+        if trainer.is_global_zero and not resume and trainer.global_step == 0:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequence[str]) -> None:

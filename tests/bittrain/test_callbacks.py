@@ -115,6 +115,7 @@ def test_wrong_entries(entries: list[str], message: str) -> None:
 def test_methods_that_do_not_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(BitLabError, match=message):
         fit(RECIPE.replace(**changes), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists(), "half a run is left"
 
 
 # ---- formulas ---------------------------------------------------------------------------------------------------

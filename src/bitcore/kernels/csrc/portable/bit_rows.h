@@ -16,9 +16,8 @@ struct BitGroup {
     uint32_t *sum, *end; /* of all outputs of a block */
     uint32_t step;       /* words from one output to the next */
     uint32_t *tables;
-    unsigned first; /* which of the three rows of weights sees them first: the last one, or, in the first row, the one
-                       before */
-    int inner;      /* whether three rows do, not two */
+    unsigned first; /* 1 in the map's first row, which has none above it: codes begin with the second one */
+    int inner;      /* neither in the first row nor in the last: sums of three rows are added to, not of two */
 };
 
 /* Adds to one row what one table, or two, hold at offsets in bytes. */
