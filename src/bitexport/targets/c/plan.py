@@ -56,8 +56,9 @@ def plan_layers(
     Weighted layers compute up to 64 outputs at a time. Where the arena must not exceed ``limit`` bytes, they begin with
     8 and get as many as the limit leaves room for, the layers of most multiply-accumulates first. With ``compact``, the
     compact runtime runs what it can; ``rice`` says whether with Rice codes, see `choose_coding`. Otherwise
-    bit_conv2d_rows runs the convolutions that it can, as far as the limit leaves room for its sums; the codes of the
-    ``packed`` layers of most weights are packed, and with ``None`` it runs none.
+    bit_conv2d_rows runs the convolutions that it can, as far as the limit leaves room for its sums, and none where that
+    is less than half of the network; the codes of the ``packed`` layers of most weights are packed, and with ``None``
+    it runs none.
     """
     layers = find_layers(graph, compact, rice, packed)
     ways = [ways_of(layer) for layer in layers]
@@ -69,13 +70,20 @@ def plan_layers(
         limit = best.arena
     most = [way[-1] for way in ways]
     best = _plan(graph, in_blocks(layers, most))
-    for i in sorted(range(len(most)), key=lambda i: -layers[i].nodes[0].op.macs(layers[i].nodes[0].type)):
+    for i in sorted(range(len(most)), key=lambda i: -_macs(layers[i])):
         for way in ways[i][:-1]:
             plan = _plan(graph, in_blocks(layers, [*most[:i], way, *most[i + 1 :]]))
             if plan.arena <= limit:
                 most[i], best = way, plan
                 break
+    by_rows = [layer for layer in best.layers if layer.rows]
+    if by_rows and 2 * sum(map(_macs, by_rows)) < graph.macs():  # not worth the code of two runtimes
+        return plan_layers(graph, limit, packed=None)
     return best
+
+
+def _macs(layer: Layer) -> int:
+    return layer.nodes[0].op.macs(layer.nodes[0].type)
 
 
 def _plan(graph: Graph, layers: list[Layer]) -> CPlan:
