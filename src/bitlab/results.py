@@ -99,9 +99,9 @@ def _on_chip(checkpoint: Checkpoint, chip: str, samples: int) -> dict[str, Any]:
 
 
 def _seconds(metrics: Path) -> int:
-    """How long the run trained."""
+    """How long the run trained; an epoch in which it was interrupted does not count."""
     with metrics.open(newline="") as file:
-        return round(sum(float(row["seconds"]) for row in csv.DictReader(file)))
+        return round(sum(float(row["seconds"] or 0) for row in csv.DictReader(file)))
 
 
 def results_tables(folder: Path) -> str:

@@ -238,6 +238,9 @@ def test_verify_takes_the_image_shape_from_the_export(run, tmp_path, trained):
 
 
 def test_publish_and_the_table(tmp_path, trained):
+    metrics = trained / "metrics.csv"
+    *rest, last = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([*rest, last.rpartition(",")[0] + ","]) + "\n")  # an epoch that was interrupted
     path = publish(trained, trained, tmp_path / "results")
     result = json.loads(path.read_text())
     assert result["mismatches"] == 0 and result["seed"] == 0 and result["sizes"]["weights"] == 3232
