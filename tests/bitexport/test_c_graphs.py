@@ -11,7 +11,7 @@ from bitcore.formats import FORMATS
 from bitcore.graph import OPS, Conv2d, Flatten, Graph, InputSpec, MaxPool2d, Node, Op, Requantize, Threshold
 from bitexport.targets import OPTIMIZE, CTarget
 from bitexport.targets.c import calls, plan
-from bitexport.targets.c.rows import BYTES, PACKED
+from bitexport.targets.c.rows import BYTES, PACKED, start_of
 from graphs import plain_network, random_graph
 from networks import extreme_codes
 from programs import SANITIZERS, build
@@ -188,6 +188,27 @@ def test_convolutions_by_rows(
     used = {name for name in graphs if f"bit_rows_{stored}.c" in runtime_files(tmp_path / f"{name}_speed")}
     assert {name.split("_")[0] for name in used} == {f"n{name}" for name in formats}
     assert len(used) > 0.8 * len(graphs), "too few whose sums fit 16 bits"
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_sums_of_one_sign_begin_elsewhere(sign: int, tmp_path: Path, require_tool: Tool) -> None:
+    """Beyond int16, but not wider: 180 weights of one sign, inputs up to 255."""
+    rng = np.random.default_rng(0)
+    spec = InputSpec((20, 4, 6), "uint8", 0.5)
+    conv = Conv2d(
+        sign * rng.integers(0, 2, (7, 20, 3, 3)), "ternary", rng.integers(-99, 99, 7), (1, 1), (1, 1), (1, 1), 1
+    )
+    conv.levels[0] = sign
+    bias = 2**15 * (sign < 0) + rng.integers(-99, 99, 7)
+    fold = Requantize(np.ones(1, dtype=np.int64), bias - 2**14, np.full(7, 7), 0, 255)
+    nodes: list[Node] = []
+    for op in (conv, fold, Flatten()):
+        source, kind = (nodes[-1].name, nodes[-1].type) if nodes else ("input", spec.type)
+        nodes.append(Node(op.kind, op, (source,), op.infer(kind)))
+    graph = Graph(spec, tuple(nodes), 1.0)
+    assert start_of(spec.type, conv.levels) == -sign * (180 * 255 - 2**15 + (sign > 0))
+    check({"n": graph}, tmp_path, require_tool("gcc", "gcc"), SANITIZERS, runtimes=["speed"])
+    assert "bit_conv2d_rows.c" in runtime_files(tmp_path / "n_speed")
 
 
 def test_convolutions_pool_on_the_way_and_take_the_place_of_their_input() -> None:

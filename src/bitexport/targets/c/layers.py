@@ -17,7 +17,7 @@ from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
 from bitexport.targets.c.packing import columns_of, pack_columns
 from bitexport.targets.c.plan import CPlan
-from bitexport.targets.c.rows import BYTES, has_bias_and_shift, pack_weights, sums_fit_16_bits, tables_of
+from bitexport.targets.c.rows import BYTES, has_bias_and_shift, pack_weights, start_of, tables_of
 
 _TYPES = {"int8": "BIT_INT8", "uint8": "BIT_UINT8", "int16": "BIT_INT16", "int32": "BIT_INT32"}
 Fields = dict[str, object]
@@ -171,7 +171,7 @@ class Layers:
 
     def _conv(self, layer: Layer, op: Conv2d) -> Fields:
         source = self.plan.types[layer.source]
-        pairs, function = sums_fit_16_bits(source, op.levels), ""
+        pairs, function = start_of(source, op.levels) == 0, ""
         if _has_ternary_rows(source, op):  # a row of three weights is one of one pixel with more channels
             levels = op.levels.transpose(0, 1, 3, 2).reshape(len(op.levels), -1, op.levels.shape[2], 1)
             op, function = replace(op, levels=levels, padding=(op.padding[0], 0)), "bit_columns_ternary3"
@@ -209,18 +209,20 @@ class Layers:
         self.activations.files.add("bit_finish_shift.c")
         return {"finish": "bit_finish_shift", **self._bias_and_shift(layer)}
 
-    def _bias_and_shift(self, layer: Layer) -> Fields:
+    def _bias_and_shift(self, layer: Layer, start: int = 0) -> Fields:
         label, source = self._label(layer), self.plan.types[layer.source]
         found = channels_of(layer.nodes, source, final=False)
         assert found is not None
         return {
-            "bias": self.constants.add(f"{label}_bias", found.offset.tolist(), "int16_t"),
+            "bias": self.constants.add(f"{label}_bias", (found.offset - start).tolist(), "int16_t"),
             "shift": self.constants.add(f"{label}_shift", found.shift.tolist(), "uint8_t"),
             "high": found.high,
         }
 
     def _rows(self, layer: Layer, op: Conv2d) -> Fields:
-        channels, height, width = self.plan.types[layer.source].shape
+        source = self.plan.types[layer.source]
+        channels, height, width = source.shape
+        start = start_of(source, op.levels) or 0
         fmt, bytewise = get_format(op.format), layer.rows == BYTES
         codes = pack_weights(op.levels, fmt, layer.block, layer.rows)
         add = "bit_rows_bytes" if bytewise else "bit_rows_packed"
@@ -229,7 +231,8 @@ class Layers:
             "add": add,
             "codes": self.constants.add(f"{self._label(layer)}_weight", codes, "uint8_t" if bytewise else "uint16_t"),
             "code_bytes": 3 if bytewise else 2,
-            **self._bias_and_shift(layer),
+            "start": start + (start << 16) & 0xFFFFFFFF,
+            **self._bias_and_shift(layer, start),
             "channels": channels,
             "outputs": len(op.levels),
             "block": layer.block,

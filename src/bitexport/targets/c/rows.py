@@ -14,25 +14,30 @@ from bitexport.targets.c.compact import channels_of
 
 _MOST_LEVELS = 32
 _TABLE = 64  # words
+INT16 = -(2**15), 2**15 - 1
 
 BYTES, PACKED = "bytes", "packed"
 """How codes are stored: a byte each, or, slower, three in 16 bits."""
 
 
-def sums_fit_16_bits(source: IntTensor, levels: Ints) -> bool:
-    """Whether every sum of a convolution, without its bias, lies in int16; a padded input counts as 0."""
+def start_of(source: IntTensor, levels: Ints) -> int | None:
+    """Returns the smallest number that every sum of a convolution may begin at to stay in int16, ``None`` without one.
+
+    Sums are without their bias; a padded input counts as 0.
+    """
     rows = levels.reshape(len(levels), -1)
     low, high = min(source.low, 0), max(source.high, 0)
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
-    least, most = positive * low + negative * high, positive * high + negative * low
-    return bool(least.min() >= -(2**15) and most.max() < 2**15)
+    least, most = int((positive * low + negative * high).min()), int((positive * high + negative * low).max())
+    start = max(0, INT16[0] - least) + min(0, INT16[1] - most)
+    return start if least + start >= INT16[0] and most + start <= INT16[1] else None
 
 
-def has_bias_and_shift(nodes: Sequence[Node], source: IntTensor) -> bool:
-    """Whether a bias of 16 bits and a shift turn a layer's accumulators into results from 0 up in uint8."""
+def has_bias_and_shift(nodes: Sequence[Node], source: IntTensor, start: int = 0) -> bool:
+    """Whether a bias of 16 bits, less ``start``, and a shift make results from 0 up in uint8 of accumulators."""
     found = channels_of(nodes, source, final=False) if len(nodes) == 2 else None
     return found is not None and bool(
-        np.all(found.factor == 1) and found.offset.min() >= -(2**15) and found.offset.max() < 2**15
+        np.all(found.factor == 1) and found.offset.min() - start >= INT16[0] and found.offset.max() - start <= INT16[1]
     )
 
 
@@ -52,7 +57,8 @@ def takes_rows(nodes: Sequence[Node], pool: Node | None, source: IntTensor) -> b
     fmt, size = get_format(op.format), (op.levels.shape[2:], op.padding, op.stride, op.dilation)
     if size != ((3, 3), (1, 1), (1, 1), (1, 1)) or not fmt.affine or len(fmt.levels) > _MOST_LEVELS:
         return False
-    return sums_fit_16_bits(source, op.levels) and has_bias_and_shift(nodes, source)
+    start = start_of(source, op.levels)
+    return start is not None and has_bias_and_shift(nodes, source, start)
 
 
 def row_words(width: int, block: int, pooled: bool) -> int:

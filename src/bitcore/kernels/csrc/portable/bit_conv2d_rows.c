@@ -110,19 +110,19 @@ BIT_INLINE uint8_t finish(int32_t value, unsigned shift, int32_t high) {
     return (uint8_t)(result > high ? high : result);
 }
 
-/* Moves the sums of an output at two pixels up by a row and returns what was above. */
-BIT_INLINE uint32_t move_up(uint32_t *sum) {
+/* Moves the sums of an output at two pixels up by a row and returns what was above; the last one begins at `start`. */
+BIT_INLINE uint32_t move_up(uint32_t *sum, uint32_t start) {
     const uint32_t above = sum[BIT_ABOVE];
     sum[BIT_ABOVE] = sum[BIT_AT];
     sum[BIT_AT] = sum[BIT_BELOW];
-    sum[BIT_BELOW] = 0;
+    sum[BIT_BELOW] = start;
     return above;
 }
 
 /* Goes to the next row where none is written. */
-static void pass_pair(uint32_t *sum, const uint32_t *end, uint32_t step, int pooled) {
+static void pass_pair(uint32_t *sum, const uint32_t *end, uint32_t step, uint32_t start, int pooled) {
     for (; sum < end; sum += step) {
-        const uint32_t above = move_up(sum);
+        const uint32_t above = move_up(sum, start);
         if (pooled) {
             sum[BIT_BEFORE] = above;
         }
@@ -137,7 +137,7 @@ BIT_OUTLINE static void finish_pair(const BitRows *layer, uint32_t channel, uint
     do {
         const int32_t offset = (int16_t)BIT_FLASH16(bias++);
         const unsigned shift = BIT_FLASH8(shifts++);
-        const uint32_t above = move_up(sum);
+        const uint32_t above = move_up(sum, layer->start);
         int32_t value = bit_low_half(above);
         if (layer->pooled) {
             const int32_t before = larger_half(sum[BIT_BEFORE]);
@@ -164,7 +164,7 @@ void bit_conv2d_rows(const BitRows *layer, const uint8_t *x, uint8_t *y, uint32_
         uint8_t *result = y + channel;
         uint32_t *const end = sums + bit_mul(words, (layer->width + 3U) >> 2);
         for (uint32_t *sum = sums; sum != end; sum++) {
-            *sum = 0;
+            *sum = layer->start;
         }
         for (uint32_t row = 0; row <= layer->height; row++) {
             if (row != layer->height) {
@@ -182,7 +182,7 @@ void bit_conv2d_rows(const BitRows *layer, const uint8_t *x, uint8_t *y, uint32_
             for (uint32_t column = 0; column < layer->width; column += 2) {
                 const int both = column + 1U < layer->width;
                 if (!writes || (layer->pooled && !both)) {
-                    pass_pair(sum, sum + words, step, layer->pooled);
+                    pass_pair(sum, sum + words, step, layer->start, layer->pooled);
                 } else {
                     finish_pair(layer, channel, result, both, sum, sum + words, step);
                     result += (uint32_t)layer->outputs << (both && !layer->pooled);

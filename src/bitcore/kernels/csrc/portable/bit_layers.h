@@ -115,13 +115,14 @@ typedef void BitAdd(const BitGroup *group, const uint8_t *codes, const uint8_t *
 
 BitAdd bit_rows_bytes, bit_rows_packed;
 
-/* 3x3 convolution of stride 1, padded by 1, and the maximum of windows of 2x2 where a pooling follows. Sums fit 16
- * bits. Codes: for each block, each input channel, each of its tables and each output, the three rows of its weights
- * from the last one up, as `add` takes them. */
+/* 3x3 convolution of stride 1, padded by 1, and the maximum of windows of 2x2 where a pooling follows. Sums that begin
+ * at `start`, which the biases take back, fit 16 bits. Codes: for each block, each input channel, each of its tables
+ * and each output, the three rows of its weights from the last one up, as `add` takes them. */
 typedef struct {
     BitAdd *add;
     const void *codes;
     uint8_t code_bytes;  /* of three rows */
+    uint32_t start;      /* in both halves */
     const int16_t *bias; /* for each output, with half a step */
     const uint8_t *shift;
     uint16_t channels, outputs, block; /* block: outputs that are computed together */
