@@ -23,7 +23,7 @@ _HEADERS = (
     "bit_layers.h",
     "bit_store.h",
     "bit_conv2d.h",
-    "bit_rows.h",
+    "bit_conv2d_rows.h",
     "bit_table.h",
     "bit_pool.h",
 )

@@ -1,6 +1,6 @@
 /* 3x3 convolutions of stride 1 that keep the map's size, a row of the input at a time: a table of what weights add for
  * four neighbouring pixels serves the three results above each other that see these. */
-#include "bit_rows.h"
+#include "bit_conv2d_rows.h"
 #include "bit_store.h"
 #include "bit_table.h"
 

@@ -109,7 +109,7 @@ typedef struct {
 /* `scratch` as for bit_dense. */
 void bit_conv2d(const BitConv2d *layer, const uint8_t *x, uint8_t *y, const BitBuffers *buffers, uint32_t *scratch);
 
-/* Adds one table, or two, of what weights add for four pixels, to sums; in bit_rows.h. */
+/* Adds one table, or two, of what weights add for four pixels, to sums; in bit_conv2d_rows.h. */
 typedef struct BitGroup BitGroup;
 typedef void BitAdd(const BitGroup *group, const uint8_t *codes, const uint8_t *others);
 

@@ -1,5 +1,5 @@
 /* Convolution row by row: three codes in 16 bits. */
-#include "bit_rows.h"
+#include "bit_conv2d_rows.h"
 
 BIT_INLINE void add(const BitGroup *group, const uint8_t *codes, const uint8_t *others, int inner, int two) {
     const uint32_t *const tables = group->tables;

@@ -1,6 +1,6 @@
 /* What the parts of a convolution row by row share. */
-#ifndef BIT_ROWS_H
-#define BIT_ROWS_H
+#ifndef BIT_CONV2D_ROWS_H
+#define BIT_CONV2D_ROWS_H
 
 #include "bit_layers.h"
 
