@@ -35,43 +35,26 @@ Way = tuple[str, int]
 """How a weighted layer runs: its ``rows``, and the most outputs at a time."""
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer(Step):
     """Nodes that run as one call of the runtime.
 
     Attributes:
         nodes: In order, without a pooling that ends them.
-        reads: The buffers that each node reads, apart from its predecessor's result.
-        pool: The max pooling that ends the call.
-        target: The name of its result.
+        pool: The max pooling that ends the call; its result is the target then.
         type: The result's type, stored as narrow as its bounds allow.
-        overwrites: The buffer in whose place the result may be written, element by element.
         block: Outputs that a weighted layer computes at a time; 0 for other layers.
         compact: Whether the compact runtime runs it.
         coding: How the weights of a compact dense layer are coded; "" for other layers.
         rows: How its codes are stored where bit_conv2d_rows runs it, see `bitexport.targets.c.rows`; "" elsewhere.
     """
 
-    nodes: tuple[Node, ...]
-    reads: tuple[tuple[str, ...], ...]
-    pool: Node | None
-    target: str
+    pool: Node | None = None
     type: IntTensor
-    overwrites: str | None
     block: int = 0
     compact: bool = False
     coding: str = ""
     rows: str = ""
-
-    @property
-    def source(self) -> str:
-        """The (first) buffer that the first node reads."""
-        return self.reads[0][0]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """All buffers that are read."""
-        return tuple(dict.fromkeys(name for names in self.reads for name in names))
 
     @property
     def scratch(self) -> int:
@@ -139,7 +122,7 @@ def _layers(graph: Graph) -> list[Layer]:
             over = step.overwrites
             fits = over is not None and next(layer.type.bytes for layer in layers if layer.target == over)
             layers.append(
-                Layer(step.nodes, step.reads, None, step.target, stored, over if fits == stored.bytes else None)
+                Layer(step.nodes, step.reads, step.target, over if fits == stored.bytes else None, type=stored)
             )
     return layers
 

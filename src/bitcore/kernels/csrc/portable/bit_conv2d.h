@@ -25,7 +25,7 @@ BIT_INLINE int32_t bit_part(uint32_t sum, unsigned part) {
         return (int32_t)sum;
     }
     const int32_t lower = bit_low_half(sum);
-    const int32_t upper = bit_shift_right((int32_t)(sum - (uint32_t)lower), 16);
+    const int32_t upper = bit_high_half(sum);
     return part == BIT_LOWER || (part == BIT_LARGER && lower > upper) ? lower : upper;
 }
 

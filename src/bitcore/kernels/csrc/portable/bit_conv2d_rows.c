@@ -87,14 +87,10 @@ static void add_group(const BitRows *layer, const BitGroup *group, const uint8_t
     }
 }
 
-BIT_INLINE int32_t upper_half(uint32_t word) {
-    return bit_shift_right((int32_t)(word - (uint32_t)bit_low_half(word)), 16);
-}
-
 /* The larger one of both halves. */
 BIT_INLINE int32_t larger_half(uint32_t word) {
     const int32_t lower = bit_low_half(word);
-    const int32_t upper = upper_half(word);
+    const int32_t upper = bit_high_half(word);
     return lower > upper ? lower : upper;
 }
 
@@ -144,7 +140,7 @@ BIT_OUTLINE static void finish_pair(const BitRows *layer, uint32_t channel, uint
             value = larger_half(above);
             value = before > value ? before : value;
         } else if (both) {
-            y[layer->outputs] = finish(upper_half(above) + offset, shift, layer->high);
+            y[layer->outputs] = finish(bit_high_half(above) + offset, shift, layer->high);
         }
         *y++ = finish(value + offset, shift, layer->high);
         sum += step;

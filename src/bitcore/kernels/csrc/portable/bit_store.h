@@ -40,7 +40,11 @@ BIT_INLINE void bit_store(void *y, uint32_t i, unsigned type, int32_t value) {
     }
 }
 
-/* The lower half of a word as a signed number. */
+/* The lower half of a word as a signed number; the upper half of low + 65536 * high. */
 BIT_INLINE int32_t bit_low_half(uint32_t word) { return (int32_t)((word & 0xffffU) ^ 0x8000U) - 0x8000; }
+
+BIT_INLINE int32_t bit_high_half(uint32_t word) {
+    return bit_shift_right((int32_t)(word - (uint32_t)bit_low_half(word)), 16);
+}
 
 #endif
