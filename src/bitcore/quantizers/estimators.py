@@ -60,6 +60,15 @@ def ede_temperature(progress: float, low: float = 0.1, high: float = 10.0) -> fl
     return low * (high / low) ** progress
 
 
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns finite ``x`` where the mask is true and 0 elsewhere.
+
+    A product with the mask's bytes: on a CPU ``torch.where`` takes four to twelve times as long where a mask has no
+    pattern, and a product with booleans converts them first.
+    """
+    return x * mask.view(torch.int8)
+
+
 class Surrogate(torch.autograd.Function):
     """A value whose derivatives with respect to ``x`` and ``scale`` are given.
 
@@ -81,9 +90,7 @@ class Surrogate(torch.autograd.Function):
         to_scale = None if dscale is None else (grad * dscale).sum_to_size(ctx.shape)
         if dx is None or not ctx.needs_input_grad[0]:
             return grad, to_scale, None, None, None
-        # A mask is chosen by, not multiplied with: the product would first convert it.
-        to_x = torch.where(dx, grad, 0.0) if dx.dtype == torch.bool else grad * dx
-        return to_x, to_scale, None, None, None
+        return masked(grad, dx) if dx.dtype == torch.bool else grad * dx, to_scale, None, None, None
 
 
 class GradientScale(torch.autograd.Function):

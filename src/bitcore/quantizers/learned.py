@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import GradientScale
+from bitcore.quantizers.estimators import GradientScale, masked
 from bitcore.quantizers.granularity import Granularity
 from bitcore.quantizers.ranges import ScaleSource
 from bitcore.quantizers.scalers import TTQ_THRESHOLD, shifted_mse, twn_survivors
@@ -155,7 +155,7 @@ class Pact(Parametric):
         return self._current(self.alpha, x, fmt).abs().clamp_min(_SMALLEST) / fmt.high
 
     def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:  # noqa: D102
-        return levels if slope is None else torch.where(slope.bool(), 0.0, levels)
+        return levels if slope is None else masked(levels, ~slope.bool())
 
 
 def pact_penalty(model: nn.Module) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
-from bitcore.quantizers.estimators import open_ste
+from bitcore.quantizers.estimators import masked, open_ste
 from bitcore.quantizers.granularity import Granularity
 from bitcore.quantizers.scalers import STEPS, Scaler, absmax, mse, percentile
 
@@ -56,7 +56,7 @@ class ScaleSource(nn.Module, ABC):
             slope: The estimator's factor.
             fmt: The format.
         """
-        return levels - torch.where(open_ste(units, fmt), units, 0.0)
+        return levels - masked(units, open_ste(units, fmt))
 
 
 class FromValues(ScaleSource):
