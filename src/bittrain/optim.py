@@ -28,7 +28,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         nesterov = recipe.nesterov and recipe.momentum > 0
         return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)  # fused cannot add parameters
     kind = Adam if recipe.optimizer == "adam" else AdamW
-    return kind(groups, lr=recipe.lr, fused=True)
+    clips_mixed = recipe.gradient_clip > 0 and recipe.precision != "32"  # a fused step unscales the gradients itself
+    return kind(groups, lr=recipe.lr, fused=not clips_mixed)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

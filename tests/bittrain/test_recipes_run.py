@@ -77,7 +77,7 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
         gradient_clip=1.0,
         regime=[],
         device="cpu",
-        precision="32",
+        precision="bf16" if recipe.precision == "16" else recipe.precision,
         compile=False,
         tensorboard=False,
         plots=False,
