@@ -81,30 +81,36 @@ static void quantize_part(void *job, int64_t index, void *scratch) {
     }
 }
 
-/* All tokens against one run of units, by the largest micro kernels that fit. */
-static void multiply(const bit_micro *micro, const struct product *p, const uint8_t *units, int64_t first_unit,
-                     int64_t count, int32_t *acc, int64_t acc_stride) {
+/* Tokens that are multiplied one after the other. */
+struct tokens {
+    int64_t first, count;
+};
+
+/* Some tokens against one run of units, by the largest micro kernels that fit. */
+static void multiply(const bit_micro *micro, const struct product *p, struct tokens tokens, const uint8_t *units,
+                     int64_t first_unit, int64_t count, int32_t *acc, int64_t acc_stride) {
     const int64_t unit_bytes = p->weight->layout == BIT_LAYOUT_BITS ? 8 : BIT_UNIT_INPUTS;
     int most = BIT_MAX_TOKENS;
     while (micro[most] == NULL) {
         most--;
     }
-    for (int64_t token = 0; token < p->tokens;) {
-        const int64_t left = p->tokens - token;
+    for (int64_t token = 0; token < tokens.count;) {
+        const int64_t left = tokens.count - token;
         /* two even steps at the end are faster than a full and a small one */
         int64_t step = left >= 2 * most || left == most ? most : left > most ? (left + 1) / 2 : left;
         while (micro[step] == NULL) {
             step--;
         }
-        micro[step](units, p->levels + token * p->stride + first_unit * unit_bytes, p->stride, count,
+        micro[step](units, p->levels + (tokens.first + token) * p->stride + first_unit * unit_bytes, p->stride, count,
                     acc + token * acc_stride, acc_stride);
         token += step;
     }
 }
 
-/* All tokens against one group, as the weights are or by way of panels of bytes; `rows` from one token's sums to the
+/* Some tokens against one group, as the weights are or by way of panels of bytes; `rows` from one token's sums to the
  * next. */
-static void multiply_group(const struct product *p, const uint8_t *units, int32_t *acc, int64_t rows, uint8_t *panel) {
+static void multiply_group(const struct product *p, struct tokens tokens, const uint8_t *units, int32_t *acc,
+                           int64_t rows, uint8_t *panel) {
     const struct bit_prepared *weight = p->weight;
     const struct bit_isa *isa = p->isa;
     const int layout = weight->layout;
@@ -113,10 +119,10 @@ static void multiply_group(const struct product *p, const uint8_t *units, int32_
                           : layout == BIT_LAYOUT_8BIT || layout == BIT_LAYOUT_BITS ? 0
                                                                                    : isa->direct_tokens;
     const bit_micro *direct = isa->product[layout];
-    if (direct[1] != NULL && !weight->tables && (limit == 0 || p->tokens <= limit)) {
+    if (direct[1] != NULL && !weight->tables && (limit == 0 || tokens.count <= limit)) {
         for (int64_t u = 0; u < weight->units; u += BIT_MAX_UNITS) {
             const int64_t count = weight->units - u < BIT_MAX_UNITS ? weight->units - u : BIT_MAX_UNITS;
-            multiply(direct, p, units + u * unit_bytes, u, count, acc, rows);
+            multiply(direct, p, tokens, units + u * unit_bytes, u, count, acc, rows);
         }
         return;
     }
@@ -124,19 +130,19 @@ static void multiply_group(const struct product *p, const uint8_t *units, int32_
                              : weight->largest > 15       ? isa->product[BIT_LAYOUT_8BIT]
                              : weight->largest > 3        ? isa->panel_to15
                                                           : isa->panel_to3;
-    const int64_t step = (p->tokens <= BIT_MAX_TOKENS ? SMALL_PANEL : PANEL) / BIT_UNIT_INPUTS;
+    const int64_t step = (tokens.count <= BIT_MAX_TOKENS ? SMALL_PANEL : PANEL) / BIT_UNIT_INPUTS;
     for (int64_t u = 0; u < weight->units; u += step) {
         const int64_t count = weight->units - u < step ? weight->units - u : step;
         for (int plane = 0; plane < (weight->tables == 2 ? 2 : 1); plane++) {
             for (int half = 0; half < (layout == BIT_LAYOUT_1BIT ? 2 : 1); half++) {
                 isa->unpack(weight, units + u * unit_bytes, count, plane, half, panel);
-                multiply(micro, p, panel, u, count, acc + plane * p->tokens * rows + half * 64, rows);
+                multiply(micro, p, tokens, panel, u, count, acc + plane * tokens.count * rows + half * 64, rows);
             }
         }
     }
     if (weight->tables == 2) {
-        for (int64_t i = 0; i < p->tokens * rows; i++) {
-            acc[i] = (int32_t)((uint32_t)acc[i] - (uint32_t)acc[p->tokens * rows + i]);
+        for (int64_t i = 0; i < tokens.count * rows; i++) {
+            acc[i] = (int32_t)((uint32_t)acc[i] - (uint32_t)acc[tokens.count * rows + i]);
         }
     }
 }
@@ -147,35 +153,51 @@ static size_t panel_bytes(const struct product *p) {
     return (size_t)((inputs < step ? inputs : step) * 80);
 }
 
-/* Groups of 16 rows are finished four at a time. */
-static int groups_at_once(const struct product *p) { return p->weight->layout == BIT_LAYOUT_BITS ? 4 : 1; }
+/* What stays in the first-level cache: of signs, a few tokens and their sums with several groups of 16 rows; of panels,
+ * which take long to unpack, all tokens. */
+static int64_t tokens_at_once(const struct product *p) {
+    return p->weight->layout == BIT_LAYOUT_BITS && p->tokens > BIT_MAX_TOKENS ? BIT_MAX_TOKENS : p->tokens;
+}
+
+static int groups_at_once(const struct product *p) {
+    return p->weight->layout == BIT_LAYOUT_BITS ? BIT_MAX_ROWS / BIT_LANES : 1;
+}
 
 static int64_t rows_at_once(const struct product *p) {
     return groups_at_once(p) * (int64_t)bit_shapes[p->weight->layout].rows;
 }
 
 static size_t sums(const struct product *p) {
-    return (size_t)((p->weight->tables == 2 ? 2 : 1) * p->tokens * rows_at_once(p));
+    return (size_t)((p->weight->tables == 2 ? 2 : 1) * tokens_at_once(p) * rows_at_once(p));
+}
+
+/* Some tokens against the groups from `group` on that are finished together. */
+static void multiply_tokens(const struct product *p, struct tokens tokens, int64_t group, int32_t *acc,
+                            uint8_t *panel) {
+    const struct bit_prepared *weight = p->weight;
+    const int64_t group_bytes = weight->units * bit_unit_bytes(weight->layout), rows = rows_at_once(p);
+    const int64_t first = group / groups_at_once(p) * rows, left = weight->outputs - first;
+    memset(acc, 0, sums(p) * sizeof *acc);
+    for (int g = 0; g < groups_at_once(p) && group + g < weight->groups; g++) {
+        multiply_group(p, tokens, (const uint8_t *)weight + weight->units_at + (group + g) * group_bytes,
+                       acc + g * BIT_LANES, rows, panel);
+    }
+    for (int64_t i = 0; i < tokens.count; i++) {
+        const int64_t t = tokens.first + i;
+        p->isa->finish(weight, &p->out, p->first_token + t, first, left < rows ? left : rows, acc + i * rows,
+                       p->corrections[t], p->shifted, p->scales[t], p->nan[t]);
+    }
 }
 
 static void multiply_part(void *job, int64_t index, void *scratch) {
     const struct product *p = job;
-    const struct bit_prepared *weight = p->weight;
-    const int64_t group_bytes = weight->units * bit_unit_bytes(weight->layout), rows = rows_at_once(p);
-    const int64_t all = (weight->groups + groups_at_once(p) - 1) / groups_at_once(p);
+    const int64_t all = (p->weight->groups + groups_at_once(p) - 1) / groups_at_once(p), most = tokens_at_once(p);
     int32_t *acc = scratch;
     uint8_t *panel = (uint8_t *)scratch + bit_round_up((int64_t)(sums(p) * sizeof *acc), 64);
     for (int64_t i = index * all / p->parts; i < (index + 1) * all / p->parts; i++) {
-        const int64_t first = i * rows, left = weight->outputs - first;
-        memset(acc, 0, sums(p) * sizeof *acc);
-        for (int g = 0; g < groups_at_once(p) && i * groups_at_once(p) + g < weight->groups; g++) {
-            const int64_t group = i * groups_at_once(p) + g;
-            multiply_group(p, (const uint8_t *)weight + weight->units_at + group * group_bytes, acc + g * BIT_LANES,
-                           rows, panel);
-        }
-        for (int64_t t = 0; t < p->tokens; t++) {
-            p->isa->finish(weight, &p->out, p->first_token + t, first, left < rows ? left : rows, acc + t * rows,
-                           p->corrections[t], p->shifted, p->scales[t], p->nan[t]);
+        for (int64_t t = 0; t < p->tokens; t += most) {
+            const struct tokens tokens = {t, p->tokens - t < most ? p->tokens - t : most};
+            multiply_tokens(p, tokens, i * groups_at_once(p), acc, panel);
         }
     }
 }

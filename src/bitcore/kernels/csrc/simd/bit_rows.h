@@ -105,6 +105,15 @@ static void bit_unpack(const struct bit_prepared *weight, const uint8_t *units, 
     }
 }
 
+/* Integers to reals, in one loop for each kind of scale and bias. */
+static inline __attribute__((always_inline)) void bit_to_reals(const int32_t *integers, int64_t n, const float scale,
+                                                               const float *weight_scale, const float *bias, float *y) {
+    for (int64_t i = 0; i < n; i++) {
+        const float real = (float)integers[i] * (weight_scale != NULL ? scale * weight_scale[i] : scale);
+        y[i] = bias != NULL ? real + bias[i] : real;
+    }
+}
+
 /* Accumulators of one row of x to `n` outputs (up to BIT_MAX_ROWS) from `first` on.
  *
  * integer = step * acc + correction (+ 128 * the row's sum of levels, where 128 was subtracted from x);
@@ -113,7 +122,8 @@ static void bit_finish(const struct bit_prepared *weight, const struct bit_outpu
                        int64_t n, const int32_t *acc, int32_t correction, int shifted, float scale, int nan) {
     const int32_t *row_sums = (const int32_t *)(const void *)((const uint8_t *)weight + weight->rows_at) + first;
     const uint32_t step = (uint32_t)weight->step;
-    int32_t local[BIT_MAX_ROWS], *integers = out->integers ? out->integers + token * weight->outputs + first : local;
+    _Alignas(64) int32_t local[BIT_MAX_ROWS];
+    int32_t *integers = out->integers ? out->integers + token * weight->outputs + first : local;
     if (shifted) {
         for (int64_t i = 0; i < n; i++) {
             integers[i] = (int32_t)(step * (uint32_t)acc[i] + (uint32_t)correction + 128U * (uint32_t)row_sums[i]);
@@ -126,17 +136,22 @@ static void bit_finish(const struct bit_prepared *weight, const struct bit_outpu
     if (out->integers) {
         return;
     }
-    float *y = out->reals + token * weight->outputs + first, scales[BIT_MAX_ROWS];
-    double grid[BIT_MAX_ROWS];
+    float *y = out->reals + token * weight->outputs + first;
+    const float *bias = out->bias != NULL ? out->bias + first : NULL;
     if (nan) {
         for (int64_t i = 0; i < n; i++) {
             y[i] = NAN;
         }
-        return;
+    } else if (bias != NULL && out->bias_on_grid) {
+        float scales[BIT_MAX_ROWS];
+        double grid[BIT_MAX_ROWS];
+        bit_scales_of(out, scale, first, n, scales, grid);
+        bit_reals_of(integers, scales, NULL, grid, n, y);
+    } else if (out->weight_scales == 1) {
+        bit_to_reals(integers, n, scale * out->weight_scale[0], NULL, bias, y);
+    } else {
+        bit_to_reals(integers, n, scale, out->weight_scale + first, bias, y);
     }
-    const int on_grid = out->bias != NULL && out->bias_on_grid;
-    bit_scales_of(out, scale, first, n, scales, on_grid ? grid : NULL);
-    bit_reals_of(integers, scales, out->bias != NULL ? out->bias + first : NULL, on_grid ? grid : NULL, n, y);
 }
 
 #define BIT_ROWS                                                                                                       \
