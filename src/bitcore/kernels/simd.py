@@ -22,6 +22,8 @@ from bitcore.kernels.native import library, usable_sets
 from bitcore.kernels.registry import Kernel, KernelRegistry, takes_bytes
 from bitcore.quantizers import PackedTensor
 
+_SPLIT = 300_000  # bytes of weights, times rows, beyond which a second thread is worth waking: about 6 µs
+
 
 def _number(isa: str) -> int:
     sets = usable_sets()
@@ -150,6 +152,7 @@ class FusedLinear(Fused):
         assert native is not None
         super().__init__(weight, outputs, weight_scale, bias)
         self.inputs = inputs
+        self._bytes = weight.numel()
         self._layer = _Layer(
             self.pointers[0], outputs, inputs, self.pointers[1], weight_scale.numel(), self.pointers[2], number,
             activation.low, activation.high, activation.step, bias_on_grid,
@@ -168,7 +171,8 @@ class FusedLinear(Fused):
         if x_scale is not None:
             x_scale = checked_scale(x_scale, rows)
             address, count = x_scale.data_ptr(), x_scale.numel()
-        error = self._function(self._address, x.data_ptr(), y.data_ptr(), rows, torch.get_num_threads(), address, count)
+        threads = torch.get_num_threads() if rows * self._bytes > _SPLIT else 1
+        error = self._function(self._address, x.data_ptr(), y.data_ptr(), rows, threads, address, count)
         if error:
             machine.check(error)
         return y
