@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,10 @@ class Geometry(NamedTuple):
         """Returns it from what torch's operators take."""
         pairs = [(v[0], v[1]) for v in (stride, padding, dilation)]
         return cls(tuple(shape), pairs[0], pairs[1], pairs[2], groups)
+
+
+GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
+"""How operators' schemas write the arguments of `Geometry.of`."""
 
 
 def output_size(size: Sequence[int], g: Geometry) -> list[int]:
@@ -118,19 +122,8 @@ def template(g: Geometry, weight: str, activation: str, size: tuple[int, ...]) -
     return Template(_graph(g, weight, activation, size))
 
 
-def _conv2d(
-    x: Tensor,
-    machine: Tensor,
-    weight_format: str,
-    activation: str,
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    g = Geometry.of(shape, stride, padding, dilation, groups)
-    made = template(g, weight_format, activation, tuple(x.shape[2:]))
+def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
+    made = template(Geometry.of(*geometry), weight_format, activation, tuple(x.shape[2:]))
     if x.dtype not in (torch.int8, torch.uint8):
         x = x.to(torch.int32).contiguous()
     elif not x.is_contiguous(memory_format=torch.channels_last):
@@ -138,25 +131,13 @@ def _conv2d(
     return made.convolve(x, machine)
 
 
-def _conv2d_shape(
-    x: Tensor,
-    machine: Tensor,
-    weight_format: str,
-    activation: str,
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    size = output_size(x.shape[2:], Geometry.of(shape, stride, padding, dilation, groups))
-    return x.new_empty((x.shape[0], *size, shape[0]), dtype=torch.int32).permute(0, 3, 1, 2)
+def _conv2d_shape(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
+    g = Geometry.of(*geometry)
+    size = output_size(x.shape[2:], g)
+    return x.new_empty((x.shape[0], *size, g.shape[0]), dtype=torch.int32).permute(0, 3, 1, 2)
 
 
-OPERATORS.define(
-    "conv2d_packed(Tensor x, Tensor machine, str weight_format, str activation, int[] shape, int[] stride, "
-    "int[] padding, int[] dilation, int groups) -> Tensor"
-)
+OPERATORS.define(f"conv2d_packed(Tensor x, Tensor machine, str weight_format, str activation, {GEOMETRY}) -> Tensor")
 OPERATORS.impl("conv2d_packed", _conv2d, "CPU")
 torch.library.register_fake("bitcore::conv2d_packed", _conv2d_shape, lib=OPERATORS)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from bitcore.engine.convolution import Geometry, Template, output_size, template
+from bitcore.engine.convolution import GEOMETRY, Geometry, Template, output_size, template
 from bitcore.engine.program import COutput, CProgram
 from bitcore.errors import BitLabError
 from bitcore.kernels.linear import OPERATORS
@@ -94,47 +96,21 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _conv2d_float(
-    x: Tensor,
-    tiles: Tensor,
-    weight_format: str,
-    activation: str,
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    per_tensor: bool,
-    x_scale: Tensor | None,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    bias_on_grid: bool,
-) -> Tensor:
-    g = Geometry.of(shape, stride, padding, dilation, groups)
-    layer = FusedConv2d(tiles, g, weight_format, activation, weight_scale, bias, bias_on_grid)
+def _conv2d_float(x: Tensor, tiles: Tensor, weight_format: str, activation: str, *arguments: Any) -> Tensor:
+    *geometry, per_tensor, x_scale, weight_scale, bias, bias_on_grid = arguments
+    layer = FusedConv2d(tiles, Geometry.of(*geometry), weight_format, activation, weight_scale, bias, bias_on_grid)
     return layer(x, x_scale, per_tensor)
 
 
-def _conv2d_float_shape(
-    x: Tensor,
-    tiles: Tensor,
-    weight_format: str,
-    activation: str,
-    shape: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    *args: object,
-) -> Tensor:
-    size = output_size(x.shape[2:], Geometry.of(shape, stride, padding, dilation, groups))
-    return torch.empty((x.shape[0], shape[0], *size), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+def _conv2d_float_shape(x: Tensor, tiles: Tensor, weight_format: str, activation: str, *arguments: Any) -> Tensor:
+    g = Geometry.of(*arguments[:5])
+    shape = x.shape[0], g.shape[0], *output_size(x.shape[2:], g)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 OPERATORS.define(
-    "conv2d_float(Tensor x, Tensor tiles, str weight_format, str activation, int[] shape, int[] stride, "
-    "int[] padding, int[] dilation, int groups, bool per_tensor, Tensor? x_scale, Tensor weight_scale, Tensor? bias, "
-    "bool bias_on_grid) -> Tensor"
+    f"conv2d_float(Tensor x, Tensor tiles, str weight_format, str activation, {GEOMETRY}, bool per_tensor, "
+    "Tensor? x_scale, Tensor weight_scale, Tensor? bias, bool bias_on_grid) -> Tensor"
 )
 OPERATORS.impl("conv2d_float", _conv2d_float, "CPU")
 torch.library.register_fake("bitcore::conv2d_float", _conv2d_float_shape, lib=OPERATORS)
