@@ -43,7 +43,8 @@ class BitAlexNetConfig:
             raise ValueError("all sizes must be at least 1, and width greater than 0")
         check_stem(self.stem)
         if self.size < 1:
-            raise ValueError(f"images of {self.image_size}×{self.image_size} are too small for stem '{self.stem}'")
+            images = f"images of {self.image_size}×{self.image_size}"
+            raise ValueError(f"{images} are too small for stem '{self.stem}'; take larger ones, or stem 'cifar'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 

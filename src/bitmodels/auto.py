@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -132,8 +133,9 @@ def data_options(name: str, shape: Shape, classes: int) -> dict[str, Any]:
     Raises:
         BitLabError: If the name is unknown, or the model cannot take such images.
     """
+    family = find_model(name).family
     try:
-        return {**find_model(name).family.inputs(shape), "out_channels": classes}
+        return {**family.inputs(shape), "out_channels": classes}
     except BitLabError as error:
         raise BitLabError(f"model '{name}': {error}") from error
 
@@ -176,7 +178,7 @@ class AutoBitModel:
             **options: Fields of the config.
 
         Raises:
-            BitLabError: If the name or an option is unknown, or an option is missing.
+            BitLabError: If the name or an option is unknown, or an option is missing or of another type.
         """
         variant = find_model(name)
         config = variant.family.config
@@ -184,9 +186,14 @@ class AutoBitModel:
         for option in options:
             if option not in known:
                 raise unknown(f"option of model '{name}'", option, known)
-        given = {**variant.options, **{name: _tuples(value) for name, value in options.items()}}
+        given = {option: _tuples(value) for option, value in options.items()}
+        kinds = get_type_hints(config)
+        for option, value in given.items():
+            if not _fits(value, kinds[option]):
+                wanted = _WANTED.get(get_origin(kinds[option]) or kinds[option], "of another kind")
+                raise BitLabError(f"option '{option}' of model '{name}' must be {wanted}, not {value!r}")
         try:
-            built = config(**given)
+            built = config(**{**variant.options, **given})
         except (TypeError, ValueError) as error:
             raise BitLabError(f"model '{name}': {error}") from error
         return _build(name, built, quant, overrides or {})
@@ -206,6 +213,23 @@ def _build(name: str, config: Any, quant: Quant, overrides: Mapping[str, Overrid
         "overrides": {pattern: _plain(override) for pattern, override in overrides.items()},
     }
     return model
+
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list"}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a config's field; whole numbers are numbers, truth values are none."""
+    parts = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if not isinstance(kind, type):
+        return True
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _tuples(value: Any) -> Any:

@@ -86,6 +86,12 @@ def at_size(rows: Rows, size: int, center_crop: float) -> Rows:
     return replace(rows, decoder=replace(rows.decoder, size=(size, size), center_crop=center_crop))
 
 
+def first(rows: Rows, count: int) -> Rows:
+    """The first rows, at most so many; exactly so many of a stream that does not say how many it has."""
+    endless = isinstance(rows, StreamRows) and rows.stream.count is None
+    return rows.take(torch.arange(count if endless else min(count, len(rows))))
+
+
 @dataclass(frozen=True)
 class DiskRows:
     """Pictures on the disk, in any order.
@@ -158,7 +164,8 @@ class StreamRows:
         """
         count = self.count or self.stream.count
         if count is None:
-            raise BitLabError(f"{self.stream.where} does not say how many images it has; set max_train_samples to it")
+            option = "max_train_samples" if self.stream.shuffled else "max_test_samples"
+            raise BitLabError(f"{self.stream.where} does not say how many images it has; set {option} to it")
         return count
 
     def take(self, indices: Tensor) -> StreamRows:
@@ -180,7 +187,11 @@ class StreamRows:
         def cells() -> Iterator[Cell]:
             yield from self.stream.cells(stream.skip(skipped))
             while True:
-                yield from self.stream.cells(stream)
+                again = self.stream.cells(stream)
+                if (cell := next(again, None)) is None:
+                    raise BitLabError(f"{self.stream.where} holds no images for process {self.rank}")
+                yield cell
+                yield from again
 
         endless = cells()
         pieces = (list(islice(endless, size)) for size in sizes)
@@ -240,6 +251,8 @@ def decode(cells: Iterable[Cell], classes: Sequence[str], decoder: Decoder) -> t
             )
         images.append(decoder(encoded(value, where), where))
         labels.append(label)
+    if not labels:
+        raise BitLabError("the dataset holds no images")
     return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
 
 

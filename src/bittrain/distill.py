@@ -47,6 +47,8 @@ class Distiller(nn.Module):
         self.projections = nn.ModuleList()
         if (hint_weight or attention_weight) and not layers:
             raise BitLabError("hint_weight and attention_weight compare features: name the layers in hint_layers")
+        if layers and not (hint_weight or attention_weight):
+            raise BitLabError("hint_layers are not compared without a weight: set hint_weight or attention_weight")
 
     @property
     def teacher(self) -> nn.Module:

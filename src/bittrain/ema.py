@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,11 +39,26 @@ class WeightAverage(Callback):
         }
         self._step = trainer.global_step
 
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Takes the weights in after every optimizer step."""
+        self._take(trainer, pl_module)
+
+    @contextmanager
+    def in_place(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+        """Puts the average, with the present step in it, in the model's place; what changes there is kept in it."""
+        self._take(trainer, pl_module)
+        self.on_validation_start(trainer, pl_module)
+        try:
+            yield
+            self.average = {name: value.clone() for name, value in _state(pl_module).items()}
+        finally:
+            self.on_validation_end(trainer, pl_module)
+
+    @torch.no_grad()
+    def _take(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the weights, once a step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step

@@ -24,7 +24,7 @@ def parse_entry(
         option: What its parameters are called.
 
     Raises:
-        BitLabError: An unknown name or parameter (the nearest valid one is named), or a value of another type.
+        BitLabError: An unknown name or parameter (the nearest valid one is named), a value of another type or below 0.
     """
     name, *pairs = text.split() or [""]
     if name not in registry:
@@ -41,6 +41,8 @@ def parse_entry(
             values[key] = _convert(value, wanted)
         except ValueError:
             raise BitLabError(f"{kind} {name}: {key} must be {_WANTED[wanted]}, not '{value}'") from None
+        if wanted in (int, float) and values[key] < 0:
+            raise BitLabError(f"{kind} {name}: {key} must be at least 0, not {value}")
     return name, values
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
-from bittrain.bigdata import open_dataset
+from bittrain.bigdata import first, open_dataset
 from bittrain.data import ImageData, Rows, Split
 from bittrain.loader import TestLoader
 from bittrain.preprocessing import Preprocessing
@@ -97,8 +97,8 @@ def evaluate(
         BitLabError: The dataset has more classes than the model has outputs.
     """
     rows = _open_split(dataset, preprocessing, split, loading, workers)
-    if max_samples is not None and max_samples < len(rows):
-        rows = rows.take(torch.arange(max_samples))
+    if max_samples is not None:
+        rows = first(rows, max_samples)
     logits, labels = predict_batches(model, TestLoader(rows, preprocessing, batch_size))
     if int(labels.max()) >= logits.shape[1]:
         raise BitLabError(f"the data has a label {int(labels.max())}, the model only {logits.shape[1]} outputs")

@@ -100,8 +100,11 @@ def fit(
         average = [WeightAverage(recipe.ema)] if recipe.ema else []
         trainer = _trainer(recipe, run_dir, progress, [*methods, *average, *callbacks], checkpoint)
         rank, processes = trainer.global_rank, trainer.world_size
-        if processes > 1 and any(isinstance(method, StagedQuantization) for method in methods):
-            raise BitLabError("methods that requantize in stages train in one process; set devices and num_nodes to 1")
+        stages = [method.name for method in methods if isinstance(method, StagedQuantization)]
+        if len(stages) > 1:
+            raise BitLabError(f"methods {' and '.join(stages)} both requantize in stages; keep one of them")
+        if stages and processes > 1:
+            raise BitLabError(f"method {stages[0]} trains in one process; set devices and num_nodes to 1")
         prepared = prepare(recipe, rank, processes)
         classes, shape = prepared.data.classes, prepared.preprocessing.shape
         extra = {
@@ -111,6 +114,7 @@ def fit(
             "recipe": recipe.to_dict(),
         }
         model = build(recipe, shape, len(classes))
+        _check_input(model, recipe, shape)
         if recipe.init is not None and checkpoint is None:
             start_from(model, recipe.init)
         distiller = _distiller(recipe, prepared, model)
@@ -121,7 +125,7 @@ def fit(
         if trainer.is_global_zero:
             recipe.dump(run_dir / "recipe.yaml")
             write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        with _clear_errors(), _nothing_half_written(run_dir, trainer, resume):
+        with _nothing_half_written(run_dir, trainer, resume), _clear_errors():
             trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
         if trainer.is_global_zero:
             if average and average[0].average:
@@ -170,31 +174,62 @@ def _as_asked(model: nn.Module, recipe: Recipe) -> nn.Module:
     return model
 
 
+_REMEDIES = {
+    "Connection closed by peer": "another process of this training ended; its error is the one to look at",
+    "Expected more than 1 value per channel": "batch norm needs two images a step or more; set a larger batch_size",
+    "CUDA out of memory": "the GPU's memory is full; set a smaller batch_size (accumulate adds batches up)",
+}
+"""What torch's errors mean, by words of theirs."""
+
+
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Says in one line that another process or torch.compile failed."""
+    """Says in one line what a user can change about an error from within torch."""
     try:
         yield
-    except RuntimeError as error:
-        if "Connection closed by peer" in str(error):
-            raise BitLabError("another process of this training ended; its error is the one to look at") from None
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
+    except (RuntimeError, ValueError) as error:
+        for words, meaning in _REMEDIES.items():
+            if words in str(error):
+                raise BitLabError(meaning) from None
         reason = " ".join(str(error).split("\n\n")[0].split())
-        raise BitLabError(
-            f"torch.compile failed ({reason}); on CPUs it needs a C++ compiler; or set no compile"
-        ) from None
+        if "does not have a deterministic implementation" in reason:
+            raise BitLabError(f"deterministic: {reason.split('.')[0]}; set no deterministic") from None
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise BitLabError(
+                f"torch.compile failed ({reason}); on CPUs it needs a C++ compiler; or set no compile"
+            ) from None
+        raise
 
 
 @contextmanager
 def _nothing_half_written(run_dir: Path, trainer: Trainer, resume: bool | Path | str) -> Iterator[None]:
-    """Removes a new run's folder if the run is refused before its first step."""
+    """Removes a new run's folder if the run fails before there is a checkpoint that it could go on from."""
     try:
         yield
-    except BitLabError:
-        if trainer.is_global_zero and not resume and trainer.global_step == 0:
+    except Exception:
+        if trainer.is_global_zero and not resume and not (run_dir / "checkpoints").exists():
             shutil.rmtree(run_dir, ignore_errors=True)
         raise
+
+
+def _check_input(model: nn.Module, recipe: Recipe, shape: tuple[int, int, int]) -> None:
+    """Runs a new model once, in eval mode, which leaves it as it is.
+
+    Raises:
+        BitLabError: It cannot take such images: most often they are too small.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *shape))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        images = "×".join(map(str, shape))
+        raise BitLabError(
+            f"model '{recipe.model}' cannot take images of {images} ({reason}); set another image_size or model_options"
+        ) from None
+    finally:
+        model.train(training)
 
 
 def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequence[str]) -> None:
@@ -206,9 +241,19 @@ def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequenc
 
 
 def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distiller | None:
-    """The recipe's teacher, ready to teach the model; ``None`` without one."""
+    """The recipe's teacher, ready to teach the model; ``None`` without one.
+
+    Raises:
+        BitLabError: Features are to be compared without a teacher, or in a compiled model; or the teacher does not fit.
+    """
     if recipe.teacher is None:
+        if recipe.hint_weight or recipe.attention_weight or recipe.hint_layers:
+            raise BitLabError(
+                "hint_weight, attention_weight and hint_layers need a teacher; name one, or leave them out"
+            )
         return None
+    if recipe.hint_layers and recipe.compile:
+        raise BitLabError("hint_layers look into the model, which compile does not allow; use one of the two")
     teacher = load_teacher(recipe.teacher, prepared.data.classes, prepared.preprocessing)
     images = resize(prepared.train.sample(2), prepared.preprocessing.image_size)
     distiller = Distiller(

@@ -83,9 +83,11 @@ def regimes(recipe: Recipe) -> list[Regime]:
     """
     found = [Regime(0, recipe)]
     for text in recipe.regime:
-        epoch, *pairs = text.split()
-        if not epoch.isdigit() or int(epoch) < found[-1].epoch:
-            raise BitLabError(f"regime '{text}': begin with an epoch, in ascending order, such as '101 lr=1e-3'")
+        epoch, *pairs = text.split() or [""]
+        if not epoch.isdigit() or int(epoch) < found[-1].epoch or not pairs:
+            raise BitLabError(
+                f"regime '{text}': begin with an epoch, in ascending order, then what changes, such as '101 lr=1e-3'"
+            )
         changes = parse_pairs(pairs, "regime")
         for key in changes:
             if key not in _REGIME_KEYS:

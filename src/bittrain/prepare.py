@@ -8,7 +8,7 @@ import torch
 
 from bitcore.errors import BitLabError
 from bittrain.augment import Augment
-from bittrain.bigdata import at_size, open_dataset
+from bittrain.bigdata import at_size, first, open_dataset
 from bittrain.data import ImageData, Rows, Split, load_dataset
 from bittrain.loader import TestLoader, TrainLoader
 from bittrain.preprocessing import Preprocessing
@@ -77,6 +77,8 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
     big = recipe.loading != "memory"
     if big and recipe.augment_copies:
         raise BitLabError("augment_copies needs loading memory; augment every image instead, and raise epochs")
+    if not recipe.augment and (recipe.augment_copies or recipe.augment_size):
+        raise BitLabError("augment_copies and augment_size need augmentations; name some in augment, or leave them out")
 
     loading, part = (recipe.loading, recipe.workers, recipe.seed), (rank, processes)
     data = open_dataset(recipe.dataset, recipe.image_size, recipe.channels, *loading, part, recipe.center_crop)
@@ -87,15 +89,17 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
             source = load_dataset(recipe.dataset, recipe.augment_size, recipe.channels, whole).train
         else:
             train = source = at_size(train, recipe.augment_size, whole)
-    watched = data.test
-    if recipe.max_test_samples and recipe.max_test_samples < len(watched):
-        watched = watched.take(torch.arange(recipe.max_test_samples))
+    watched = first(data.test, recipe.max_test_samples) if recipe.max_test_samples else data.test
     if recipe.max_train_samples or recipe.validation:
         if recipe.loading == "stream" and recipe.validation:
             raise BitLabError("validation holds images out, which a stream cannot; use loading disk")
         order = torch.randperm(_rows(train, recipe), generator=generator(recipe.seed, "samples"))
         order = order[: recipe.max_train_samples]
         held_out = int(len(order) * recipe.validation)
+        if recipe.validation and not held_out:
+            raise BitLabError(
+                f"validation {recipe.validation:g} holds out none of {len(order)} images; set a larger one"
+            )
         if held_out:
             watched = data.train.take(order[:held_out])
         shared = source is train
@@ -110,7 +114,7 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
 
 
 def _rows(train: Rows, recipe: Recipe) -> int:
-    """How many rows there are to choose from; of a stream that does not say it, as many as are wanted."""
+    """How many rows there are to choose from; of a stream, as many as are wanted."""
     if recipe.loading == "stream" and recipe.max_train_samples:
-        return recipe.max_train_samples
+        return len(first(train, recipe.max_train_samples))
     return len(train)

@@ -46,8 +46,8 @@ def load_teacher(name: Path | str, classes: Sequence[str], preprocessing: Prepro
         )
     if Preprocessing.from_dict(extra["preprocessing"]) != preprocessing:
         raise BitLabError(
-            f"the teacher {name} was trained on other input (size, channels or normalization); "
-            "give the recipe the teacher's image_size, channels and normalization"
+            f"the teacher {name} was trained on other input (size, channels, normalization or center_crop); "
+            "give the recipe the teacher's image_size, channels, normalization and center_crop"
         )
     return model.eval()
 

@@ -95,6 +95,16 @@ def test_a_missing_option_is_named(name: str, required: str):
         AutoBitModel.from_name(name, **{k: v for k, v in options.items() if k != required})
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_options_of_other_types_are_named(name: str):
+    wrong = {bool: "yes", int: True, float: "much", str: 3, tuple: 12}
+    for field in fields(find_model(name).family.config):
+        kind = type(field.default)
+        for value in (wrong.get(kind, "x"), {}):
+            with pytest.raises(BitLabError, match=f"option '{field.name}' of model '{name}' must be .*, not"):
+                AutoBitModel.from_name(name, None, **{**SMALL[name], field.name: value})
+
+
 def test_an_unknown_config_is_refused():
     @dataclass
     class BitMLPConfigs:

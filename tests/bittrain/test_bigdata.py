@@ -15,7 +15,7 @@ import torch
 
 from bitcore.errors import BitLabError
 from bittrain.augment import Augment
-from bittrain.bigdata import StreamRows, open_dataset
+from bittrain.bigdata import StreamRows, first, open_dataset
 from bittrain.evaluate import evaluate
 from bittrain.fit import fit, prepare, restore
 from bittrain.loader import TrainLoader
@@ -47,8 +47,8 @@ def parquet(
     cells = [{"bytes": b"x" if i == broken else encode(picture(i, size)), "path": None} for i in range(count)]
     table = pa.table({"image": cells, "label": labels}).replace_schema_metadata(metadata)
     for part in range(3):
-        first, end = part * count // 3, (part + 1) * count // 3
-        pq.write_table(table.slice(first, end - first), root / f"train-0000{part}-of-00003.parquet")
+        start, end = part * count // 3, (part + 1) * count // 3
+        pq.write_table(table.slice(start, end - start), root / f"train-0000{part}-of-00003.parquet")
     pq.write_table(table.slice(0, 9), root / "test-00000-of-00001.parquet")
     return root
 
@@ -85,17 +85,22 @@ def test_streams_are_shuffled_shared_and_continued(tmp_path: Path) -> None:
         batches = [torch.zeros(2)] * (len(train) // 2 // processes - start)
         return [image.numpy().tobytes() for images, _ in train.read(batches, epoch, start) for image in images]
 
-    first, second = rows(0), rows(1)
-    assert set(first) == set(second) == everything
-    assert first != second
-    assert first == rows(0)
-    assert rows(0, 7) == first[14:]
+    one, two = rows(0), rows(1)
+    assert set(one) == set(two) == everything
+    assert one != two
+    assert one == rows(0)
+    assert rows(0, 7) == one[14:]
     halves = [rows(0, rank=rank, processes=2) for rank in range(2)]
     assert not set(halves[0]) & set(halves[1])
     assert len(data.test) == 9
     endless = data.test.read([torch.zeros(3)] * 4, 0, 0)  # a stream that ends too early starts again
     images = [image for image, _ in endless]
     assert torch.equal(images[0], images[3])
+    with pytest.raises(BitLabError, match="holds no images for process 999"):  # rather than wait for ever
+        next(replace(stream, processes=1000, rank=999).read([torch.zeros(2)], 0, 0))
+    wanted = Recipe(dataset=folder, loading="stream", max_train_samples=1000, max_test_samples=1000)
+    prepared = prepare(wanted)
+    assert (len(prepared.train), len(prepared.watched)) == (len(stream), 9)
 
 
 @pytest.mark.parametrize("loading", ["disk", "stream"])
@@ -204,7 +209,11 @@ def test_streams_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.classes == ("a", "b")
     with pytest.raises(BitLabError, match="does not say how many images it has; set max_train_samples"):
         len(data.train)
-    assert len(data.train.take(torch.arange(3))) == 3
+    with pytest.raises(BitLabError, match="does not say how many images it has; set max_test_samples"):
+        len(data.test)
+    assert len(data.train.take(torch.arange(3))) == len(first(data.test, 3)) == 3
+    prepared = prepare(Recipe(dataset="someone/things", loading="stream", max_train_samples=4, max_test_samples=2))
+    assert (len(prepared.train), len(prepared.watched)) == (4, 2)
 
 
 def test_prefetch_keeps_the_order_stops_and_raises() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ from bittrain.callbacks.oscillation import dampening
 from bittrain.callbacks.profit import aiwq, gaussian_kl
 from bittrain.callbacks.stages import stage_starts
 from bittrain.checkpoint import load_checkpoint
-from bittrain.fit import fit, restore
+from bittrain.fit import fit, prepare, restore
 from bittrain.module import Classifier
 from bittrain.optim import make_optimizer, regroup
 from bittrain.recipe import Recipe
@@ -80,6 +81,18 @@ def test_every_method_has_defaults_and_a_docstring(name: str) -> None:
     assert type(callback).__doc__
 
 
+def test_the_page_names_every_method_and_option() -> None:
+    rows = (Path(__file__).parents[2] / "docs" / "training.md").read_text().split("## Methods")[1].split("##")[0]
+    page = {
+        row[0].strip("` "): row[2].split(",")
+        for line in rows.splitlines()
+        if len(row := line.strip("|").split("|")) == 3
+    }
+    for name, method in METHODS.items():
+        options = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert [option.strip() for option in page[name]] == options
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -91,6 +104,9 @@ def test_every_method_has_defaults_and_a_docstring(name: str) -> None:
         (["profit bits=8,x"], "bits are widths from 2 to 8 such as 8,5,4"),
         (["two-stage share=1"], "share must lie between 0 and 1"),
         (["ede low=0"], "needs 0 < low <= high"),
+        (["dampening weight=-1"], "method dampening: weight must be at least 0, not -1"),
+        (["bn-reestimation batches=0"], "batches must be at least 1"),
+        (["profit batches=0"], "batches must be at least 1"),
         (["ede", "ede high=3"], "method ede is listed twice"),
     ],
 )
@@ -99,14 +115,23 @@ def test_wrong_entries(entries: list[str], message: str) -> None:
         make_callbacks(entries)
 
 
+NEED_QUANTIZATION = sorted(set(METHODS) - {"bn-reestimation"})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["ede"]}, "no layer has the estimator ede; use the preset irnet"),
+        ({"methods": ["ede"]}, "no layer has the estimator ede .use the preset irnet"),
+        *(
+            ({"methods": [name], "quant": None, "epochs": 9}, f"method {name}: no (bit )?layer")
+            for name in NEED_QUANTIZATION
+        ),
+        ({"methods": ["profit", "two-stage"], "epochs": 9}, "methods profit and two-stage both requantize"),
+        ({"methods": ["bn-reestimation"], "early_stop": 2}, "which early_stop skips; keep one of them"),
         ({"methods": ["bn-reestimation"], "model_options": {}}, "the model has no batch norm"),
         ({"methods": ["fused-batch-norm"], "model_options": {}}, "no bit layer has a batch norm behind it"),
         ({"methods": ["fused-batch-norm", "freeze-oscillations"]}, "use the method dampening with it"),
-        ({"methods": ["profit"], "epochs": 7}, "has 8 stages and needs as many epochs; the recipe has 7"),
+        ({"methods": ["profit"], "epochs": 7}, "method profit has 8 stages and needs as many epochs; the recipe has 7"),
         ({"loss": "hinge", "label_smoothing": 0.1}, "set it to 0 for hinge"),
         ({"loss": "hinges"}, "unknown loss 'hinges'; did you mean 'hinge'"),
         ({"teacher": "nowhere.ckpt"}, "there is no checkpoint nowhere.ckpt"),
@@ -179,6 +204,20 @@ def test_aiwq_finds_the_layer_that_quantization_hurts() -> None:
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(m._forward_pre_hooks for m in model.modules())
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model.eval()(torch.randn(64, 8))
+    assert set(aiwq(model, [torch.randn(64, 8)])) == set(found)  # what is compiled already calls no hooks
+
+
+def test_the_average_of_the_weights_has_its_own_statistics(tmp_path: Path) -> None:
+    recipe = RECIPE.replace(quant="w8a8", ema=0.99, epochs=2, plots=False, methods=["bn-reestimation batches=3"])
+    run = fit(recipe, tmp_path / "run", progress=False)
+    model, _ = restore(run / "checkpoints" / "last.ckpt")
+    batches = prepare(recipe).loaders(torch.device("cpu"), 0, 1)[0].epoch(1)
+    found = {name: value.clone() for name, value in model.state_dict().items()}
+    reestimate_batchnorm(model, [images for images, _ in itertools.islice(batches, 3)])
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -113,3 +113,5 @@ def test_distiller_errors() -> None:
         Distiller(net(4), hint_weight=1, layers=["3:1"]).prepare(net(4), x)
     with pytest.raises(BitLabError, match="name the layers in hint_layers"):
         Distiller(net(4), hint_weight=1)
+    with pytest.raises(BitLabError, match="set hint_weight or attention_weight"):
+        Distiller(net(4), layers=["1"])

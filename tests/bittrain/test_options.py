@@ -87,6 +87,8 @@ def test_regimes() -> None:
         "lr=1": "begin with an epoch",
         "1 rate=3": "unknown key of a regime 'rate'",
         "1 lr": "not of the form KEY=VALUE",
+        "1": "begin with an epoch",
+        "": "begin with an epoch",
         "1 optimizer=adm": "did you mean 'adam'",
     }.items():
         with pytest.raises(BitLabError, match=message):
@@ -316,15 +318,42 @@ def test_errors_from_within_torch(tmp_path: Path) -> None:
     def fails_with(error: Exception, message: str | None) -> None:
         class Failing(nn.Linear):
             def forward(self, input: Tensor) -> Tensor:
-                raise error
+                if self.training:
+                    raise error
+                return super().forward(input.flatten(1))
 
-        folder = tmp_path / type(error).__name__ / str(message)
         with pytest.raises(BitLabError if message else type(error), match=message):
-            fit(RECIPE, folder, progress=False, build=lambda *_: Failing(64, 10))
+            fit(RECIPE, tmp_path / "run", progress=False, build=lambda *_: Failing(64, 10))
+        assert not (tmp_path / "run").exists()
 
     fails_with(InvalidCxxCompiler(), r"torch.compile failed \(.*\); on CPUs it needs a C\+\+ compiler")
     fails_with(RuntimeError("[gloo/pair.cc:553] Connection closed by peer"), "another process of this training ended")
+    fails_with(torch.OutOfMemoryError("CUDA out of memory. Tried to"), "set a smaller batch_size")
+    reason = "max_backward does not have a deterministic implementation, but you set"
+    fails_with(RuntimeError(reason), "deterministic: max_backward .*; set no deterministic")
     fails_with(RuntimeError("anything else"), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "convnextv2_atto", "quant": "w8a8"}, "cannot take images of 1×8×8 .*; set another image_size"),
+        (
+            {"batch_size": 1, "model_options": {"batch_norm": True}},
+            "two images a step or more; set a larger batch_size",
+        ),
+        ({"hint_weight": 0.1, "hint_layers": ["fc1"]}, "need a teacher; name one, or leave them out"),
+        ({"teacher": "x.ckpt", "hint_layers": ["fc1"], "compile": True}, "which compile does not allow"),
+        ({"augment_copies": 1}, "need augmentations; name some in augment"),
+        ({"augment_size": 12}, "need augmentations; name some in augment"),
+        ({"validation": 0.01}, "validation 0.01 holds out none of 64 images; set a larger one"),
+        ({"lr": 1e20, "optimizer": "sgd", "quant": None}, "the loss is not finite in epoch 1; try a lower lr"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BitLabError, match=message):
+        fit(RECIPE.replace(**options), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_confusion_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
     options = recipe.model_options | {
         k: list(v) if isinstance(v, tuple) else v for k, v in SMALLER.get(recipe.model, {}).items()
     }
-    stages = 8 if any(method.startswith("profit") for method in recipe.methods) else 1
+    methods = [re.sub(r"(start|freeze|epochs)=\d+", r"\1=1", method) for method in recipe.methods]
+    profit = any(method.startswith("profit") for method in methods)
+    epochs = 8 if profit else 1 + (methods != list(recipe.methods))  # all that begins later begins in the second
     tiny = recipe.replace(
         model_options=options,
-        epochs=stages,
+        methods=methods,
+        gradient_clip=1.0 if profit else recipe.gradient_clip,  # eight stages of two steps each diverge
+        epochs=epochs,
         start_epoch=0,
         batch_size=4,
         max_train_samples=8,
@@ -74,14 +79,12 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
         workers=1,
         warmup_epochs=0,
         lr=1e-4,
-        gradient_clip=1.0,
-        regime=[],
         device="cpu",
         precision="bf16" if recipe.precision == "16" else recipe.precision,
         compile=False,
         tensorboard=False,
         plots=False,
-        loading="disk" if stages > 1 and recipe.loading == "stream" else recipe.loading,  # streams pause when they end
+        loading="disk" if profit and recipe.loading == "stream" else recipe.loading,  # streams pause when they end
         **({"image_size": 32, "augment_size": 40} if recipe.dataset == "imagenet" else {}),
     )
     others = [name for name in ("teacher", "init") if getattr(recipe, name) is not None]
@@ -91,4 +94,4 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
     run = fit(tiny, tmp_path / "run", progress=False)
     assert (run / "model.safetensors").is_file()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 2 * stages
+    assert state["global_step"] == 2 * epochs

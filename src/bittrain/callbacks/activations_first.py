@@ -18,7 +18,7 @@ class TwoStageBinarization(StagedQuantization):
     """
 
     def __init__(self, *, share: float = 0.5, restart: bool = True) -> None:
-        super().__init__(restart)
+        super().__init__("two-stage", restart)
         if not 0 < share < 1:
             raise BitLabError(f"method two-stage: share must lie between 0 and 1, not {share:g}")
         self.share = share

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, Trainer
 
 from bitcore.errors import BitLabError
 from bitlayers.fusion import train_fused, trains_fused
-from bittrain.batchnorm import batch_norms, freeze_batchnorm, reestimate_batchnorm
-from bittrain.callbacks.registry import ends_training, method, some_inputs
+from bittrain.batchnorm import batch_norms, freeze_batchnorm
+from bittrain.callbacks.registry import ends_training, method, reestimate, require
 from bittrain.module import Classifier
 
 
@@ -36,8 +36,7 @@ class FusedBatchNorm(Callback):
             BitLabError: There is nothing to fuse.
         """
         model = pl_module.model if self.start == 0 else copy.deepcopy(pl_module.model)
-        if not trains_fused(train_fused(model)):
-            raise BitLabError("method fused-batch-norm: no bit layer has a batch norm behind it; leave the method out")
+        require(trains_fused(train_fused(model)), "fused-batch-norm", "no bit layer has a batch norm behind it")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Fuses when its time has come; the parameters stay the same ones, so the optimizer keeps its hold on them."""
@@ -60,20 +59,25 @@ class BatchNormReestimation(Callback):
 
     def __init__(self, *, batches: int = 50) -> None:
         super().__init__()
+        if batches < 1:
+            raise BitLabError("method bn-reestimation: batches must be at least 1")
         self.batches = batches
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
         """Checks that there is something to do.
 
         Raises:
-            BitLabError: The model has no batch norm.
+            BitLabError: The model has no batch norm, or training may end before the last epoch.
         """
-        if not batch_norms(pl_module.model):
-            raise BitLabError("method bn-reestimation: the model has no batch norm; leave the method out")
+        require(batch_norms(pl_module.model), "bn-reestimation", "the model has no batch norm")
+        if pl_module.recipe.early_stop:
+            raise BitLabError(
+                "method bn-reestimation waits for the last epoch, which early_stop skips; keep one of them"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Does it behind the last batch, before the model is measured and saved."""
         if ends_training(trainer):
-            reestimate_batchnorm(pl_module.model, some_inputs(trainer, pl_module, self.batches))
+            reestimate(trainer, pl_module, self.batches)

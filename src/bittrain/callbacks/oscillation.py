@@ -15,7 +15,7 @@ from bitcore.quantizers.granularity import spread
 from bitcore.quantizers.learned import Parametric
 from bitcore.quantizers.transforms import none
 from bitlayers.base import BitLayer
-from bittrain.callbacks.registry import method, progress, quantized_layers
+from bittrain.callbacks.registry import method, progress, quantized_layers, require_quantized
 from bittrain.module import Classifier
 
 
@@ -51,8 +51,13 @@ class OscillationDampening(Callback):
         self.weight = weight
         self._factor = 0.0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Adds the penalty to the loss."""
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Adds the penalty to the loss.
+
+        Raises:
+            BitLabError: No layer has quantized weights.
+        """
+        require_quantized(pl_module, "dampening")
         pl_module.penalties.append(lambda: self._penalty(pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
@@ -121,6 +126,14 @@ class OscillationFreezing(Callback):
         self.oscillations: dict[str, Oscillations] = {}
         self.frozen: dict[str, Tensor] = {}
         self._values: dict[str, Tensor] = {}
+
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Checks that there is something to do.
+
+        Raises:
+            BitLabError: No layer has quantized weights.
+        """
+        require_quantized(pl_module, "freeze-oscillations")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Checks that weights can be held, and brings a checkpoint's tensors to the device.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 
-from bitcore.quantizers.learned import pact_penalty
-from bittrain.callbacks.registry import method
+from bitcore.quantizers.learned import Pact, pact_penalty
+from bittrain.callbacks.registry import method, require
 from bittrain.module import Classifier
 
 
@@ -22,6 +22,12 @@ class PactPenalty(Callback):
         super().__init__()
         self.weight = weight
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Classifier) -> None:
-        """Adds the penalty to the loss."""
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Adds the penalty to the loss.
+
+        Raises:
+            BitLabError: No layer learns a clip.
+        """
+        clips = [module for module in pl_module.model.modules() if isinstance(module, Pact)]
+        require(clips, "pact-penalty", "no layer learns PACT's clip")
         pl_module.penalties.append(lambda: self.weight * pact_penalty(pl_module.model))

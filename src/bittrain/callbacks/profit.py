@@ -16,9 +16,8 @@ from bitcore.config import FLOAT, ONLY_FOR, BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitlayers.base import BitLayer
-from bittrain.batchnorm import reestimate_batchnorm
 from bittrain.build import restructure, structure
-from bittrain.callbacks.registry import method, quantized_layers, some_inputs
+from bittrain.callbacks.registry import method, quantized_layers, reestimate, some_inputs
 from bittrain.callbacks.stages import Change, StagedQuantization
 from bittrain.distill import Distiller
 from bittrain.module import Classifier
@@ -64,13 +63,15 @@ class ProgressiveQuantization(StagedQuantization):
         alpha: float = 0.5,
         restart: bool = True,
     ) -> None:
-        super().__init__(restart)
+        super().__init__("profit", restart)
         try:
             self.bits = [int(b) for b in bits.split(",")]
         except ValueError:
             self.bits = []
         if not self.bits or not all(2 <= b <= 8 for b in self.bits) or not 0 < share < 1:
             raise BitLabError("method profit: bits are widths from 2 to 8 such as 8,5,4, share lies between 0 and 1")
+        if batches < 1:
+            raise BitLabError("method profit: batches must be at least 1")
         self.share, self.batches = share, batches
         self.teaches, self.temperature, self.alpha = teacher, temperature, alpha
         self.instability: dict[str, float] = {}
@@ -127,7 +128,7 @@ class ProgressiveQuantization(StagedQuantization):
     ) -> None:
         """Estimates batch norm anew at the end of each phase."""
         if self.phase >= 0 and self.ends_stage(trainer):
-            reestimate_batchnorm(pl_module.model, some_inputs(trainer, pl_module, self.batches))
+            reestimate(trainer, pl_module, self.batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The stage, the measured instability, the frozen layers and the self-teacher."""
@@ -154,11 +155,11 @@ def aiwq(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
     the layer's outputs by float weights (p) and by quantized weights (q), for the same quantized input.
 
     Args:
-        model: Used in eval mode, and left as it was.
+        model: Left as it was: a copy, in eval mode and not compiled, is measured.
         batches: Inputs.
     """
     totals: dict[str, list[Tensor]] = {}
-    modes = {module: module.training for module in model.modules()}
+    model = copy.deepcopy(model).eval()
 
     def measure(layer: BitLayer, inputs: tuple[Tensor, ...], name: str) -> None:
         x = inputs[0]
@@ -169,18 +170,10 @@ def aiwq(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
         p, q = (layer.operate(x, w, bias).movedim(-layer.token_dims, 0).flatten(1) for w in (weight, quantized))
         totals.setdefault(name, []).append(gaussian_kl(p, q).mean())
 
-    handles = [
-        layer.register_forward_pre_hook(partial(measure, name=name)) for name, layer in quantized_layers(model).items()
-    ]
-    try:
-        model.eval()
-        for x in batches:
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    for name, layer in quantized_layers(model).items():
+        layer.register_forward_pre_hook(partial(measure, name=name))
+    for x in batches:
+        model(x)
     return {name: float(torch.stack(values).mean()) for name, values in totals.items()}
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
+from bittrain.batchnorm import reestimate_batchnorm
+from bittrain.ema import WeightAverage
 from bittrain.entries import parse_entry
 from bittrain.loader import TrainLoader
 from bittrain.module import Classifier
@@ -46,6 +48,26 @@ def make_callbacks(entries: Sequence[str]) -> list[Callback]:
     return list(callbacks.values())
 
 
+def require(found: object, name: str, problem: str) -> None:
+    """Refuses a method that has nothing to do in a model.
+
+    Args:
+        found: What it works on; nothing if it is empty.
+        name: The method's.
+        problem: What is missing.
+
+    Raises:
+        BitLabError: There is nothing.
+    """
+    if not found:
+        raise BitLabError(f"method {name}: {problem}; leave the method out")
+
+
+def require_quantized(module: Classifier, name: str) -> None:
+    """Refuses a method for quantized weights where there are none (see `require`)."""
+    require(quantized_layers(module.model), name, "no layer has quantized weights")
+
+
 def progress(trainer: Trainer, module: Classifier, batch_idx: int) -> float:
     """Returns the share of the training that is done: 0 at its first batch, 1 at its last."""
     total = (trainer.max_epochs or 1) * module.steps_per_epoch
@@ -64,6 +86,15 @@ def quantized_layers(model: nn.Module) -> dict[str, BitLayer]:
         for name, layer in model.named_modules()
         if isinstance(layer, BitLayer) and layer.weight_quantizer is not None
     }
+
+
+def reestimate(trainer: Trainer, module: Classifier, count: int) -> None:
+    """Estimates batch norm's statistics anew from ``count`` batches, of the running average of the weights too."""
+    reestimate_batchnorm(module.model, some_inputs(trainer, module, count))
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, WeightAverage):
+            with callback.in_place(trainer, module):
+                reestimate_batchnorm(module.model, some_inputs(trainer, module, count))
 
 
 def some_inputs(trainer: Trainer, module: Classifier, count: int) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
 from bitcore.quantizers import FromValues, Tracked
-from bittrain.callbacks.registry import method, quantized_layers
+from bittrain.callbacks.registry import method, quantized_layers, require_quantized
 from bittrain.module import Classifier
 
 
@@ -28,6 +28,14 @@ class FreezeScales(Callback):
     def __init__(self, *, epochs: int = 10) -> None:
         super().__init__()
         self.epochs = epochs
+
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
+        """Checks that there is something to do.
+
+        Raises:
+            BitLabError: No layer has quantized weights.
+        """
+        require_quantized(pl_module, "freeze-scales")
 
     @torch.no_grad()
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
+from bittrain.callbacks.registry import require_quantized
 from bittrain.module import Classifier
 from bittrain.optim import regroup
 
@@ -23,6 +24,7 @@ class StagedQuantization(Callback, ABC):
     Until then the model counts as provisional: none of its checkpoints is the best one.
 
     Args:
+        name: The method's, for errors.
         restart: Whether the learning rate's schedule begins anew with every stage, as in the papers: a function of the
             epoch, so a resumed run has the same.
 
@@ -30,8 +32,9 @@ class StagedQuantization(Callback, ABC):
         stage: The present stage; -1 before the first.
     """
 
-    def __init__(self, restart: bool) -> None:
+    def __init__(self, name: str, restart: bool) -> None:
         super().__init__()
+        self.name = name
         self.restart = restart
         self.stage = -1
         self._final: dict[str, BitQuantConfig] = {}
@@ -51,10 +54,11 @@ class StagedQuantization(Callback, ABC):
         """Remembers the model's own quantization; a checkpoint's is loaded after this.
 
         Raises:
-            BitLabError: Fewer epochs than stages.
+            BitLabError: Fewer epochs than stages, or no layer has quantized weights.
         """
+        require_quantized(pl_module, self.name)
         self._final = {n: m.quant_config for n, m in pl_module.model.named_modules() if isinstance(m, BitLayer)}
-        self._starts = stage_starts([length for length, _ in self.plan()], trainer.max_epochs or 1, type(self).__name__)
+        self._starts = stage_starts([length for length, _ in self.plan()], trainer.max_epochs or 1, self.name)
         if self.restart:
             pl_module.restart_schedule(self._starts)
 
@@ -95,7 +99,7 @@ def stage_starts(lengths: list[float], epochs: int, name: str) -> list[int]:
     Args:
         lengths: Shares of the training, whose sum is 1.
         epochs: The training's.
-        name: For the error.
+        name: The method's, for the error.
     """
     starts = [0]
     for i in range(1, len(lengths)):
@@ -103,5 +107,5 @@ def stage_starts(lengths: list[float], epochs: int, name: str) -> list[int]:
     excess = max(0, starts[-1] - (epochs - 1))  # stages of one epoch may push the last ones beyond the end
     starts = [min(start, epochs - len(starts) + i) for i, start in enumerate(starts)] if excess else starts
     if epochs < len(lengths):
-        raise BitLabError(f"{name} has {len(lengths)} stages and needs as many epochs; the recipe has {epochs}")
+        raise BitLabError(f"method {name} has {len(lengths)} stages and needs as many epochs; the recipe has {epochs}")
     return starts

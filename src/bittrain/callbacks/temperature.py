@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from bitcore.errors import BitLabError
 from bitcore.quantizers import Quantizer
 from bitcore.quantizers.estimators import ede, ede_temperature
-from bittrain.callbacks.registry import method, progress
+from bittrain.callbacks.registry import method, progress, require
 from bittrain.module import Classifier
 
 
@@ -30,14 +30,14 @@ class EstimatorTemperature(Callback):
             raise BitLabError(f"method ede: needs 0 < low <= high, not {low:g} and {high:g}")
         self.low, self.high = low, high
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Classifier) -> None:
+    def setup(self, trainer: Trainer, pl_module: Classifier, stage: str) -> None:
         """Checks that there is something to do.
 
         Raises:
             BitLabError: No quantizer has the estimator.
         """
-        if not any(isinstance(m, Quantizer) and m.estimator is ede for m in pl_module.model.modules()):
-            raise BitLabError("method ede: no layer has the estimator ede; use the preset irnet, or estimator=ede")
+        found = [m for m in pl_module.model.modules() if isinstance(m, Quantizer) and m.estimator is ede]
+        require(found, "ede", "no layer has the estimator ede (use the preset irnet, or estimator=ede)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Sets the temperature."""
