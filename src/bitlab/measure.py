@@ -96,11 +96,11 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if "flash" not in result:
         return rows
-    counter = "cycles" if "cycles" in result else "instructions"
+    counter, assumed = ("cycles", "") if "cycles" in result else ("instructions", ", an instruction a cycle")
     return [
         *rows,
         ("flash", console.size(result["flash"]), f"{result['flash_free']:,} B free"),
         ("RAM", console.size(result["ram"]), f"with input; stack {result['ram_stack']}; {result['ram_free']:,} B free"),
         (counter, f"{result[counter]:,}", f"an image, at most {result[counter + '_most']:,}"),
-        ("time", f"{result['milliseconds']} ms", "at the chip's clock, an instruction a cycle"),
+        ("time", f"{result['milliseconds']} ms", f"at the chip's clock{assumed}"),
     ]

@@ -19,6 +19,7 @@ from bitcore.graph import (
     InputSpec,
     IntTensor,
     Linear,
+    MaxPool2d,
     Node,
     Requantize,
     Threshold,
@@ -192,6 +193,19 @@ def test_wide_activations_are_refused(tmp_path: Path) -> None:
     graph = Graph(spec, (Node("fc", linear, ("input",), linear.infer(spec.type)),), 1.0)
     with pytest.raises(BitLabError, match="layer 'fc': its input is wider than 8 bits; quantize it"):
         CTarget().emit(graph, tmp_path / "out", "net")
+
+
+def test_what_c_cannot_count_is_refused(tmp_path: Path) -> None:
+    one, levels = np.zeros(1, dtype=np.int64), np.ones((2, 2**16), dtype=np.int64)
+    linear, pool = Linear(levels, "ternary", one), MaxPool2d((1, 256), (1, 1), (0, 0))
+    for op, shape, words in (
+        (linear, (2**16,), "counts to 65535, not to 65536"),
+        (pool, (1, 1, 300), "wider than 255"),
+    ):
+        spec = InputSpec(shape, "int8", 1.0)
+        graph = Graph(spec, (Node("long", op, ("input",), op.infer(spec.type)),), 1.0)
+        with pytest.raises(BitLabError, match=f"layer 'long': .*{words}"):
+            CTarget().emit(graph, tmp_path / "out", "net")
 
 
 def test_thresholds_beyond_int32_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from programs import SANITIZERS, build
 Tool = Callable[[str, str], str]
 BUILDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gcc-sanitized": ("gcc", SANITIZERS),
-    "clang-no-multiplier": ("clang", ("-O1", "-DBIT_NO_MULTIPLIER")),
+    "clang-no-multiplier": ("clang", ("-O1", "-fsanitize=undefined", "-fsanitize-trap=all", "-DBIT_NO_MULTIPLIER")),
 }
 
 

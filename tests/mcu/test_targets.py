@@ -1,5 +1,6 @@
 """Every target: the same bits in its emulator, sizes that fit, a firmware project that builds and runs."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from bitcore.errors import BitLabError
-from bitcore.graph import Graph, Requantize
+from bitcore.graph import Conv2d, Flatten, Graph, MaxPool2d, Requantize
 from bitexport.targets import TARGETS, CTarget, get_target
-from bitexport.targets.c.chips import CHIPS
+from bitexport.targets.c.chips import CHIPS, Chip
 from bitexport.targets.c.emulate import emulate
+from bitexport.targets.c.firmware import defines, link, measure_size
 from bitexport.targets.c.host import input_bytes
+from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.target import Manifest
 from graphs import GraphMaker, plain_network, random_graph
 from networks import extreme_codes, random_chain
@@ -95,14 +98,64 @@ def test_the_firmware_project_builds_and_runs(tmp_path: Path, tools: Callable[[s
     codes = extreme_codes(graph, 9)
     for target in ("rv32ec", "cortex-m0", "atmega328p"):
         tools(target)
-        artifact = TARGETS[target].emit(graph, tmp_path / target, "network")
-        command = [make, "-s", "-C", str(artifact.folder / "firmware")]
-        subprocess.run(command, check=True, capture_output=True)
-        if target != "atmega328p":  # it waits for its serial port
+        chip = CHIPS[target]
+        folder = TARGETS[target].emit(graph, tmp_path / target, "network").folder
+        command = [make, "-s", "-C", str(folder / "firmware")]
+        subprocess.run([*command, "console.bin", "main.elf"], check=True, capture_output=True)
+
+        def tool(name: str, *options: str, chip: Chip = chip, folder: Path = folder) -> str:
+            words = [chip.tool(name), *options, str(folder / "firmware" / "main.elf")]
+            return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+        sources = [folder / file for file in Manifest.load(folder).sources]
+        text, data = map(int, tool("size").splitlines()[1].split()[:2])
+        assert text + data == measure_size(chip, "network", folder, sources, tmp_path / f"{target}-size").flash
+        runs = "make -C firmware run" in (folder / "README.md").read_text()
+        assert runs == (target != "atmega328p"), "a serial port is no terminal"
+        if runs:
+            assert f"{chip.stack:08x} A __stack_size" in tool("nm"), "the chip's reserve"
             printed = subprocess.run(
                 [*command, "run"], input=input_bytes(codes), check=True, capture_output=True, timeout=60
             ).stdout
             assert list(map(int, printed.split())) == graph.run(codes).argmax(1).tolist()
+
+
+def test_the_console_fits_where_the_smallest_program_does(
+    tmp_path: Path, tools: Callable[[str], None], require_tool: Tool
+) -> None:
+    """To the last byte of RAM."""
+    make, chip = require_tool("make", "make"), CHIPS["rv32ec"]
+    tools("rv32ec")
+    class_bytes, few = 4, 100
+
+    def network(inputs: int) -> Graph:
+        return random_chain(np.random.default_rng(0), ["4bitsym"], [], [inputs, 10], "int8")
+
+    room = chip.ram - chip.stack - class_bytes
+    graph = network(few + room - plan_layers(network(few)).arena)
+    assert plan_layers(graph).arena == room
+    folder = TARGETS["rv32ec"].emit(graph, tmp_path / "net", "network").folder
+    subprocess.run([make, "-s", "-C", str(folder / "firmware"), "console.elf"], check=True, capture_output=True)
+
+
+def test_shifts_need_no_multiplier_on_cortex_m0_either(tmp_path: Path, tools: Callable[[str], None]) -> None:
+    """Nothing is linked that multiplies."""
+    tools("cortex-m0")
+    chip = replace(CHIPS["cortex-m0"], multiplier=False)
+    maker = GraphMaker(np.random.default_rng(0), (2, 8, 8), "uint8")
+    for fmt in ("4bitsym", "ternary"):
+        levels = maker.levels((10, maker.type.shape[0], 3, 3), fmt)
+        maker.add(Conv2d(levels, fmt, np.arange(10), (1, 1), (1, 1), (1, 1), 1))
+        maker.add(Requantize(np.ones(1, dtype=np.int64), np.arange(10), np.full(10, 5), 0, 255))
+        maker.add(MaxPool2d((2, 2), (2, 2), (0, 0)))
+    maker.add(Flatten())
+    maker.linear(3)
+    graph = Graph(maker.spec, tuple(maker.nodes), 1.0)
+    folder = CTarget(chip).emit(graph, tmp_path / "net", "net").folder
+    files = [chip.folder.parent / "main.c", *(folder / file for file in Manifest.load(folder).sources)]
+    program = link(chip, files, folder, tmp_path / "build", [*defines("net", chip), "-DBIT_NETWORK_PREDICT_ONLY"])
+    code = subprocess.run([chip.tool("objdump"), "-d", program], check=True, capture_output=True, text=True).stdout
+    assert "<bit_conv2d_rows>:" in code and not re.findall(r"<__\w*mul\w*>:|\tmuls\t", code)
 
 
 def test_a_network_that_does_not_fit_is_refused(tmp_path: Path, tools: Callable[[str], None]) -> None:

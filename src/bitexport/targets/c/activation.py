@@ -146,7 +146,8 @@ class Activations:
         """The expression of a node's parameter for this channel, or this element where a map has been flattened."""
         if len(values) > 1:
             values = self._in_memory_order(node, values)
-        return self.constants.element(f"{self.constants.label(node.name)}_{what}", values, self._index(first, node))
+        name, c_type = f"{self.constants.label(node.name)}_{what}", "uint8_t" if what == "shift" else None
+        return self.constants.element(name, values, self._index(first, node), c_type)
 
     def _index(self, first: Node, node: Node) -> str:
         return "element" if len(first.type.shape) > 1 and len(node.type.shape) == 1 else "channel"

@@ -55,11 +55,11 @@ class Constants:
         self.arrays.append(Constant(name, c_type or narrowest(values), values))
         return name
 
-    def element(self, name: str, values: Ints, index: str) -> str:
+    def element(self, name: str, values: Ints, index: str, c_type: str | None = None) -> str:
         """Returns the expression of one element: of an array that is added, or the number that all share."""
         if (values == values[0]).all():
             return literal(int(values[0]))
-        self.add(name, values.tolist())
+        self.add(name, values.tolist(), c_type)
         constant = self.arrays[-1]
         return f"({constant.type})BIT_FLASH{constant.bits}(&{name}[{index}])"
 

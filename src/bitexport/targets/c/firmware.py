@@ -88,7 +88,7 @@ def link(
     if chip.link:
         shutil.copyfile(memory or chip.folder / "memory.ld", out / "memory.ld")
         script = ["-nostdlib", "-nostartfiles", f"-L{out}", "-T", str(chip.folder / chip.link)]
-        script += ["-Wl,--no-warn-rwx-segments", f"-Wl,--defsym=__stack_size={chip.stack}"]
+        script += _linker_options(chip)
     gc = [] if chip.name == "wasm32" else ["-Wl,--gc-sections"]
     files = [str(chip.folder / name) for name in chip.startup] + [str(source) for source in sources]
     command = [chip.tool(chip.compiler), *chip.flags, *C_FLAGS, *flags, f"-I{folder}", f"-I{chip.folder.parent}"]
@@ -102,6 +102,11 @@ def link(
     if done.returncode:
         raise BitLabError(f"'{folder}' does not compile for {chip.name}:\n{done.stderr.strip()}")
     return program
+
+
+def _linker_options(chip: Chip) -> list[str]:
+    """The linker's options beside its script: the chip's reserve for the stack."""
+    return ["-Wl,--no-warn-rwx-segments", f"-Wl,--defsym=__stack_size={chip.stack}"]
 
 
 def measure_size(chip: Chip, name: str, folder: Path, sources: Sequence[Path], out: Path) -> Size:
@@ -140,14 +145,15 @@ def write_project(chip: Chip, name: str, sources: Sequence[str], out: Path) -> N
         shutil.copyfile(chip.folder / file, out / Path(file).name)
     for file in ("main.c", "console.c", "semihost.h", "Makefile"):
         shutil.copyfile(chip.folder.parent / file, out / file)
-    run = [emulator.program, *emulator.arguments]
-    link_flags = ""
+    run: list[str] = []
+    link_flags: list[str] = []
     if chip.link:
         for kind, memory in (("chip", "memory.ld"), ("emulated", emulator.memory)):
             (out / kind).mkdir()
             shutil.copyfile(chip.folder / memory, out / kind / "memory.ld")
-        run += ["-nographic", "-monitor none", "-serial none", "-semihosting", "-kernel"]
-        link_flags = f"-nostdlib -nostartfiles -T {Path(chip.link).name} -Wl,--no-warn-rwx-segments"
+        options = ("-nographic", "-monitor none", "-serial none", "-semihosting", "-kernel")
+        run = [emulator.program, *emulator.arguments, *options]
+        link_flags = ["-nostdlib", "-nostartfiles", "-T", Path(chip.link).name, *_linker_options(chip)]
     lines = {
         "NAME": name,
         "SOURCES": " ".join(sources),
@@ -155,7 +161,7 @@ def write_project(chip: Chip, name: str, sources: Sequence[str], out: Path) -> N
         "FLAGS": " ".join(chip.flags),
         "SETTINGS": "" if chip.multiplier else "-DBIT_NO_MULTIPLIER",
         "STARTUP": " ".join(Path(file).name for file in chip.startup),
-        "LINK": link_flags,
+        "LINK": " ".join(link_flags),
         "RUN": " ".join(run),
     }
     text = "".join(f"{key} := {value}".rstrip() + "\n" for key, value in lines.items())

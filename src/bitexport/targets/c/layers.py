@@ -125,13 +125,15 @@ class Layers:
         function = function or columns.function
         self.activations.files.add(f"{function}.c")
         words, numbers = pack_columns(levels, fmt, layer.block)
-        arrays = [
-            self.constants.add(f"{label}_{what}", values, c_type) if values else "0"
-            for what, values, c_type in (("weight", words, "uint32_t"), ("weight_bytes", numbers, "uint8_t"))
-        ]
+        # Where one array is empty, the other one: C adds nothing to a null pointer, not even 0.
+        word, byte = f"(const uint32_t *)(const void *){label}_weight_bytes", f"(const uint8_t *){label}_weight"
+        if words:
+            word = self.constants.add(f"{label}_weight", words, "uint32_t")
+        if numbers:
+            byte = self.constants.add(f"{label}_weight_bytes", numbers, "uint8_t")
         return {
             "columns": function,
-            "codes": f"{{{', '.join(arrays)}}}",
+            "codes": f"{{{word}, {byte}}}",
             "low": fmt.low if fmt.affine else 0,
             "step": fmt.step,
             "outputs": len(levels),

@@ -77,10 +77,13 @@ def _rice_text(source: CSource, saved: float) -> str:
 def _chip_text(chip: Chip | None) -> str:
     if chip is None or not chip.flash:
         return ""
+    run = f"`make -C firmware run < IMAGE` runs it in {chip.emulator.program} ({chip.emulator.package})"
+    if not chip.link:
+        run = "it reads images from the serial port at 115200 baud"
     return (
-        f"## {chip.chip}\n\n`make -C firmware` builds a firmware for the {chip.chip} (Debian: apt-get install "
-        f"{chip.package}), `make -C firmware run < IMAGE` runs it in {chip.emulator.program} "
-        f"({chip.emulator.package}), `bitlab measure` here counts flash, RAM and {chip.emulator.counter}.\n\n"
+        f"## {chip.chip}\n\n`make -C firmware` builds a firmware for the {chip.chip} (Debian: apt-get install make "
+        f"{chip.package}) that prints the class of each image; {run}. `bitlab measure` counts flash, RAM and "
+        f"{chip.emulator.counter} in {chip.emulator.program} ({chip.emulator.package}).\n\n"
     )
 
 

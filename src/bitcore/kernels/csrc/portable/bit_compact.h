@@ -101,10 +101,7 @@ static void bit_compact(const BitCompact *layer, unsigned count, const uint8_t *
                     word = (uint32_t)bit_shift_right((int32_t)word, 32 - 8 * BIT_WORD + BIT_SHIFT);
 #endif
                     value += word;
-                    int32_t rounded = bit_shift_right((int32_t)value, shift); /* half a step is in the word */
-                    if (shift != 0 && (uint32_t)rounded << shift == value) {
-                        rounded &= -2; /* a tie */
-                    }
+                    int32_t rounded = bit_finish_round((int32_t)value, shift);
                     if (BIT_OF(high) == 0) {
                         ((BitInt32 *)(void *)y)[i] = rounded;
                     } else {

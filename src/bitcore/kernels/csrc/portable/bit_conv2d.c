@@ -20,7 +20,7 @@ static void accumulate(const BitPixels *pixels, BitCodes *codes) {
             inputs.left = (uint16_t)column;
             inputs.right = (uint16_t)(layer->window.width - (uint32_t)column);
             if (pixels->both && next >= 0 && next < (int32_t)layer->window.width) {
-                inputs.b = pixels->x + offset + layer->window.stride_pixel;
+                inputs.b = pixels->x + (offset + layer->window.stride_pixel);
             }
             w->columns(&inputs, codes, pixels->count, w->low, w->step, pixels->sums, pixels->sums + w->block);
             column += layer->window.dilation_width;

@@ -94,15 +94,12 @@ BIT_INLINE int32_t larger_half(uint32_t word) {
     return lower > upper ? lower : upper;
 }
 
-/* A result from 0 to `high`. Half a step is in the bias: what it rounds up from a tie to an odd number is one less. */
+/* A result from 0 to `high`; half a step is in the bias. */
 BIT_INLINE uint8_t finish(int32_t value, unsigned shift, int32_t high) {
     if (value <= 0) {
         return 0;
     }
-    int32_t result = value >> shift;
-    if (result << shift == value && shift != 0) {
-        result &= -2;
-    }
+    const int32_t result = bit_finish_round(value, shift);
     return (uint8_t)(result > high ? high : result);
 }
 

@@ -1,7 +1,7 @@
 /* The end of a convolution: a bias and a shift for each output, results from 0 to `high` in uint8. */
 #include "bit_conv2d.h"
 
-/* As bit_finish_value. Half a step is in the bias: what it rounds up from a tie to an odd number is one less. */
+/* As bit_finish_value. */
 void bit_finish_shift(const BitPixels *pixels, unsigned part, int larger, uint32_t at) {
     const BitConv2d *const layer = pixels->layer;
     const uint32_t *sum = pixels->sums;
@@ -12,10 +12,7 @@ void bit_finish_shift(const BitPixels *pixels, unsigned part, int larger, uint32
     do {
         const int32_t value = bit_part(*sum++, part) + (int16_t)BIT_FLASH16(bias++);
         const unsigned shift = BIT_FLASH8(shifts++);
-        int32_t result = bit_shift_right(value, shift);
-        if ((uint32_t)result << shift == (uint32_t)value && shift != 0) {
-            result &= -2;
-        }
+        int32_t result = bit_finish_round(value, shift);
         const int32_t least = larger ? *y : 0;
         result = result < least ? least : result;
         *y++ = (uint8_t)(result > layer->high ? layer->high : result);

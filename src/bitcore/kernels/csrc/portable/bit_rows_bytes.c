@@ -7,7 +7,9 @@ BIT_INLINE void add(const BitGroup *group, const uint8_t *codes, const uint8_t *
     const uint32_t step = group->step;
     uint32_t *sum = group->sum;
     codes += group->first;
-    others += two ? group->first : 0;
+    if (two) {
+        others += group->first;
+    }
     do {
         bit_add_entry(sum + BIT_ABOVE, tables, BIT_FLASH8(codes), two ? BIT_FLASH8(others) : 0, two);
         bit_add_entry(sum + BIT_AT, tables, BIT_FLASH8(codes + 1), two ? BIT_FLASH8(others + 1) : 0, two);
@@ -15,7 +17,9 @@ BIT_INLINE void add(const BitGroup *group, const uint8_t *codes, const uint8_t *
             bit_add_entry(sum + BIT_BELOW, tables, BIT_FLASH8(codes + 2), two ? BIT_FLASH8(others + 2) : 0, two);
         }
         codes += 3;
-        others += two ? 3 : 0;
+        if (two) {
+            others += 3;
+        }
         sum += step;
     } while (sum < end);
 }

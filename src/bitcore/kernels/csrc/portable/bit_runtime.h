@@ -69,6 +69,16 @@ BIT_INLINE int32_t bit_round_shift(int32_t value, unsigned shift) {
     return floor + ((rest << 1 | ((uint32_t)floor & 1U)) > (uint32_t)1 << shift);
 }
 
+/* (value - half a step) / 2**shift, rounded to the nearest integer, ties to even; 0 <= shift <= 31. The half step is in
+ * a bias: what it rounds up from a tie to an odd number is one less. */
+BIT_INLINE int32_t bit_finish_round(int32_t value, unsigned shift) {
+    int32_t result = bit_shift_right(value, shift);
+    if ((uint32_t)result << shift == (uint32_t)value && shift != 0) {
+        result &= -2;
+    }
+    return result;
+}
+
 /* Sums of n activations; the dot products of formats whose codes are offset need it. */
 int32_t bit_sum_int8(const int8_t *x, uint32_t n);
 int32_t bit_sum_uint8(const uint8_t *x, uint32_t n);
