@@ -212,7 +212,7 @@ def run(threads: Sequence[int] = (1, 2), rounds: int = 15, cases: Sequence[Case]
         for count in threads:
             limit = limits(count)
             for case in cases:
-                taken = measure(case, count, rounds if case.rows < 100 else max(3, rounds // 3))
+                taken = measure(case, count, rounds if case.rows <= 128 else max(3, rounds // 3))
                 layer = packed_layer(case)
                 assert layer.machine_weight is not None
                 stored = layer.machine_weight.numel() if not case.cold else int(case.size**2 / 5)
