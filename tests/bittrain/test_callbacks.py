@@ -435,7 +435,7 @@ def test_profit_freezes_in_the_order_of_instability(tmp_path: Path) -> None:
         for name, layer in module.model.named_modules():
             if isinstance(layer, BitLayer):
                 weights.setdefault((callback.phase, name), []).append(layer.weight.detach().clone())
-        teachers.append(None if module.distiller is None else id(module.distiller.teacher))
+        teachers.append(None if module.distiller is None else module.distiller.teacher)  # kept, or memory is used again
 
     fit(RECIPE.replace(epochs=10), tmp_path / "run", progress=False, callbacks=[callback, Watch(note)])
     order = sorted(callback.instability, key=lambda name: callback.instability[name], reverse=True)
