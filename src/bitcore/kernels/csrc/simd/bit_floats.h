@@ -103,6 +103,17 @@ static inline int bit_quantize_planes(const float *x, int64_t plane, int channel
                          : bit_interleave(x, plane, channels, n, scale, range, 2, levels, pixel);
 }
 
+/* real = integer * (scale * weight scale) + bias, in one loop for each kind of weight scale and bias (either may be
+ * NULL). */
+static inline __attribute__((always_inline)) void bit_to_reals(const int32_t *integers, int64_t n, const float scale,
+                                                               const float *weight_scale, const float *bias,
+                                                               float *restrict y) {
+    for (int64_t i = 0; i < n; i++) {
+        const float real = (float)integers[i] * (weight_scale != NULL ? scale * weight_scale[i] : scale);
+        y[i] = bias != NULL ? real + bias[i] : real;
+    }
+}
+
 /* real = integer * scale + bias, or (integer + grid) * scale: `scale`, `bias` and `grid` (each may be NULL) hold one
  * number an output. */
 static inline void bit_reals_of(const int32_t *integers, const float *scale, const float *bias, const double *grid,
@@ -111,14 +122,8 @@ static inline void bit_reals_of(const int32_t *integers, const float *scale, con
         for (int64_t i = 0; i < n; i++) {
             y[i] = (float)((double)integers[i] + grid[i]) * scale[i];
         }
-    } else if (bias != NULL) {
-        for (int64_t i = 0; i < n; i++) {
-            y[i] = (float)integers[i] * scale[i] + bias[i];
-        }
     } else {
-        for (int64_t i = 0; i < n; i++) {
-            y[i] = (float)integers[i] * scale[i];
-        }
+        bit_to_reals(integers, n, 1.0f, scale, bias, y);
     }
 }
 

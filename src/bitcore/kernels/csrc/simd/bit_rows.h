@@ -105,15 +105,6 @@ static void bit_unpack(const struct bit_prepared *weight, const uint8_t *units, 
     }
 }
 
-/* Integers to reals, in one loop for each kind of scale and bias. */
-static inline __attribute__((always_inline)) void bit_to_reals(const int32_t *integers, int64_t n, const float scale,
-                                                               const float *weight_scale, const float *bias, float *y) {
-    for (int64_t i = 0; i < n; i++) {
-        const float real = (float)integers[i] * (weight_scale != NULL ? scale * weight_scale[i] : scale);
-        y[i] = bias != NULL ? real + bias[i] : real;
-    }
-}
-
 /* Accumulators of one row of x to `n` outputs (up to BIT_MAX_ROWS) from `first` on.
  *
  * integer = step * acc + correction (+ 128 * the row's sum of levels, where 128 was subtracted from x);
