@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # many threads on a busy machine are far slower than one
-
 import typer
 
 from bitcore.errors import BitLabError, unknown
-from bitlab import console, reports
+from bitlab import console, process, reports
 from bitlab.options import recipe_flags
 
 app = typer.Typer(
@@ -362,6 +359,7 @@ def _errors(run: Callable[[], None]) -> Callable[[], None]:
 @_errors
 def main() -> None:
     """The entry point: one line and exit code 1 for every `BitLabError`."""
+    process.keep_freed_memory()
     app()
 
 
