@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
-from bitcore.formats import FORMATS
+from bitcore.formats import FORMATS, get_format
 from bitcore.graph import Graph, InputSpec, IntTensor, Linear, Node, NormShift, Op, Requantize, Threshold
 from bitlayers.convert import quantize
 
@@ -76,13 +76,15 @@ def random_chain(
 
 
 def extreme_codes(graph: Graph, samples: int, seed: int = 0) -> Ints:
-    """Inputs of a graph: all low, all high, both alternating ways, all zero, then random ones."""
+    """Inputs of a graph: all low, all high, both alternating ways, all nearest to zero, then random ones."""
     kind = graph.input.type
     rng = np.random.default_rng(seed)
     low, high = np.full(kind.size, kind.low), np.full(kind.size, kind.high)
     even = np.arange(kind.size) % 2 == 0
-    fixed = np.stack([low, high, np.where(even, low, high), np.where(even, high, low), np.clip(0 * low, low, high)])
-    codes = np.concatenate([fixed, rng.integers(kind.low, kind.high + 1, (samples - len(fixed), kind.size))])
+    levels = np.array(get_format(graph.input.format).levels)
+    near_zero = np.full(kind.size, min(levels, key=abs))
+    fixed = np.stack([low, high, np.where(even, low, high), np.where(even, high, low), near_zero])
+    codes = np.concatenate([fixed, rng.choice(levels, (samples - len(fixed), kind.size))])
     return codes.reshape(samples, *kind.shape)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from bitcore.errors import BitLabError
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | bytearray | str) -> None:
     """Writes a file through a temporary one beside it and a rename; creates the folder.
 
     Raises:

@@ -18,7 +18,7 @@ from bitcore.engine.memory import aligned
 from bitcore.engine.plan import Plan
 from bitcore.engine.program import COutput, CProgram, CStep
 from bitcore.engine.steps import Step
-from bitcore.formats import FORMATS
+from bitcore.formats import FORMATS, get_format
 from bitcore.graph import Conv2d, Graph, InputSpec, Node
 from bitcore.graph.ops import Ints
 from bitcore.kernels.linear import OPERATORS
@@ -64,7 +64,8 @@ def output_size(size: Sequence[int], g: Geometry) -> list[int]:
 
 def _graph(g: Geometry, weight: str, activation: str, size: tuple[int, ...], levels: Ints | None = None) -> Graph:
     spec = InputSpec((g.shape[1] * g.groups, *size), activation, 1.0)
-    levels = np.zeros(g.shape, np.int64) if levels is None else levels
+    if levels is None:  # any will do
+        levels = np.full(g.shape, min(get_format(weight).levels, key=abs), np.int64)
     op = Conv2d(levels, weight, np.zeros(1, np.int64), g.stride, g.padding, g.dilation, g.groups)
     return Graph(spec, (Node("conv", op, ("input",), op.infer(spec.type)),), 1.0)
 

@@ -99,13 +99,9 @@ class Engine:
         """Returns the outputs, int64 ``[batch, *output shape]``, for integer inputs ``[batch, *input shape]``.
 
         Raises:
-            BitLabError: If the input has another shape, or values beyond its format's.
+            BitLabError: If the input has another shape, or values that are no levels of its format.
         """
-        spec = self.input
-        if tuple(codes.shape[1:]) != tuple(spec.shape):
-            raise BitLabError(f"the input has shape {codes.shape[1:]}; this network takes {tuple(spec.shape)}")
-        if codes.size and (codes.min() < spec.type.low or codes.max() > spec.type.high):
-            raise BitLabError(f"input values must lie in {spec.type.low}…{spec.type.high} ({spec.format})")
+        self.input.check(codes)
         if self._interpreter is not None:
             return self._interpreter.run(codes.astype(np.int64))
         return self._call(_levels(codes)).numpy().astype(np.int64)

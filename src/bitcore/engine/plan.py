@@ -22,7 +22,6 @@ from bitcore.graph.ops import (
     Lookup,
     MaxPool2d,
     NormShift,
-    Op,
     Requantize,
     SumPool2d,
     Threshold,
@@ -31,6 +30,7 @@ from bitcore.graph.types import IntTensor
 
 _FEW_SIGNS = 32  # inputs of a tap: below, bytes beat words of 64 bits that are mostly empty
 _FEW_CHANNELS = 16  # below, rows of the input are read in one go, over a border of zeros
+_MOST_POSTS = 64  # behind one step; chains of more begin another
 OUTPUT = -1
 
 
@@ -49,7 +49,6 @@ class Plan:
         self.steps: list[Step] = []
         self._graph = graph
         self._types = {"input": graph.input.type, **{node.name: node.type for node in graph.nodes}}
-        self._ops: dict[str, Op | None] = {"input": None, **{node.name: node.op for node in graph.nodes}}
         self._inputs = {"input": (), **{node.name: node.inputs for node in graph.nodes}}
         self._readers: dict[str, list[Node]] = {name: [] for name in self._types}
         for node in graph.nodes:
@@ -57,6 +56,7 @@ class Plan:
                 self._readers[name].append(node)
         self._where: dict[str, int] = {}
         self._signs: dict[int, int] = {}
+        self._only_signs = _only_signs(graph)
         self._done: set[str] = set()
         self.output = OUTPUT
         self.input = self._input_buffer()
@@ -163,7 +163,8 @@ class Plan:
         self.steps.append(step)
 
     def _follow(self, name: str, step: Step, depth: int) -> None:
-        fused = [node for node in self._readers[name] if self._fuses(node, name)]
+        room = len(step.posts) < _MOST_POSTS
+        fused = [node for node in self._readers[name] if room and self._fuses(node, name)]
         if len(fused) < len(self._readers[name]) or name == self._graph.output.name:
             step.posts.append(_store(self._place(name)))
         for i, node in enumerate(fused):
@@ -254,7 +255,7 @@ class Plan:
             get_format(op.format).levels == (-1, 1)
             and op.groups == 1
             and inputs >= _FEW_SIGNS
-            and self._only_signs(name)
+            and name in self._only_signs
         ):
             self._count(step, taps)
         else:
@@ -302,14 +303,16 @@ class Plan:
         step.numbers = {name: getattr(tiles, name) for name in names} | {"grouped": int(op.groups > 1)}
         step.numbers["bits"] = tiles.bits.bit_length() - 1
 
-    def _only_signs(self, name: str) -> bool:
-        """Whether a tensor holds −1 and +1 only."""
-        op = self._ops[name]
-        if op is None:
-            return get_format(self._graph.input.format).levels == (-1, 1)
-        if isinstance(op, Threshold):
-            return (op.low, op.step, op.thresholds.shape[1]) == (-1, 2, 1)
-        return isinstance(op, Flatten | MaxPool2d | Concat) and all(map(self._only_signs, self._inputs[name]))
+
+def _only_signs(graph: Graph) -> set[str]:
+    """Returns the names of the tensors that hold −1 and +1 only."""
+    signs = {"input"} if get_format(graph.input.format).levels == (-1, 1) else set()
+    for node in graph.nodes:
+        op = node.op
+        made = isinstance(op, Threshold) and (op.low, op.step, op.thresholds.shape[1]) == (-1, 2, 1)
+        if made or (isinstance(op, Flatten | MaxPool2d | Concat) and signs.issuperset(node.inputs)):
+            signs.add(node.name)
+    return signs
 
 
 def _is_vector(kind: IntTensor) -> bool:

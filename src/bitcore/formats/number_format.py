@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitcore.formats.packing import Packing
@@ -101,6 +103,14 @@ class NumberFormat:
         middles = torch.tensor([(a + b) / 2 for a, b in pairwise(ordered)], device=x.device)
         levels = table[torch.bucketize(x, middles.to(x.dtype), right=True)]
         return torch.where(torch.isnan(x), x, levels)
+
+    def holds(self, integers: NDArray[np.integer]) -> bool:
+        """Whether all integers, from ``low`` to ``high`` each, are levels."""
+        if self.step == 1:
+            return True
+        there = np.zeros(self.high - self.low + 1, dtype=bool)
+        there[np.array(self.levels) - self.low] = True
+        return bool(there[np.asarray(integers, np.int64) - self.low].all())
 
     def encode(self, levels: Tensor) -> Tensor:
         """Turns levels (any integer-valued dtype) into uint8 codes.

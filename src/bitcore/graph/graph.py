@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -11,18 +11,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
 from safetensors.numpy import save as save_tensors
 from torch import Tensor
 
-from bitcore.errors import BitLabError
-from bitcore.files import write_atomically
+from bitcore.container import load_container, save_container
+from bitcore.errors import BitLabError, unknown
 from bitcore.formats import get_format
 from bitcore.graph.ops import OPS, Ints, Op
 from bitcore.graph.types import INT32, IntTensor, narrow
 from bitcore.quantizers import SCALERS, FromValues, QTensor
 
 _FILE_KIND = "bitlab-graph-1"
+
+
+def check_scale(scale: object) -> None:
+    """Checks that a scale is a positive number, or ``None`` where it differs from sample to sample.
+
+    Raises:
+        BitLabError: If it is something else, such as NaN.
+    """
+    real = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < math.inf
+    if scale is not None and not real:
+        raise BitLabError(f"a scale is {scale!r:.80}; it must be a positive number")
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,38 @@ class InputSpec:
     scale: float | None
     scaler: str = "absmax"
 
+    def __post_init__(self) -> None:
+        """Checks format, scale and scaler; the shape is checked by its type."""
+        get_format(self.format)
+        check_scale(self.scale)
+        if self.scaler not in SCALERS:
+            raise unknown("scaler", self.scaler, SCALERS)
+
     @property
     def type(self) -> IntTensor:
         """The integer type of the input."""
         fmt = get_format(self.format)
         return narrow(self.shape, fmt.low, fmt.high)
+
+    def check(self, codes: NDArray[np.integer]) -> None:
+        """Checks that integers are inputs.
+
+        Raises:
+            BitLabError: If they have another shape than ``[batch, *shape]``, or are no levels of the format.
+        """
+        if codes.ndim == 0 or tuple(codes.shape[1:]) != tuple(self.shape):
+            raise BitLabError(f"the input has shape {tuple(codes.shape[1:])}; this network takes {tuple(self.shape)}")
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise BitLabError(
+                f"the input is {codes.dtype}; integers are needed (`input.quantize` makes them of floats)"
+            )
+        fmt = get_format(self.format)
+        if codes.size and (codes.min() < fmt.low or codes.max() > fmt.high):
+            raise BitLabError(f"input values must lie in {fmt.low}…{fmt.high} ({self.format})")
+        if not fmt.holds(codes):
+            raise BitLabError(
+                f"input values must be levels of {self.format}: {', '.join(map(str, sorted(fmt.levels)))}"
+            )
 
     def quantize(self, x: Tensor) -> Ints:
         """Turns float samples ``[batch, *shape]`` into integer levels, exactly as the model's first layer does.
@@ -98,6 +136,23 @@ class Graph:
     output_scale: float | None
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Checks that nodes have names of their own and read what stands before them; their operations are checked."""
+        if not isinstance(self.info, dict):
+            raise BitLabError("a graph's info must be a dictionary")
+        if not self.nodes:
+            raise BitLabError("a graph needs a node")
+        known = {"input"}
+        for node in self.nodes:
+            if not isinstance(node.name, str) or not node.name or node.name in known:
+                raise BitLabError(f"a node is called {node.name!r:.80}; every node needs a name of its own")
+            for name in node.inputs:
+                if name not in known:
+                    raise BitLabError(f"node '{node.name}' reads {name!r:.80}, which no node before it computes")
+            known.add(node.name)
+        for scale in (self.output_scale, *(node.scale for node in self.nodes)):
+            check_scale(scale)
+
     @property
     def output(self) -> Node:
         """The last node."""
@@ -112,11 +167,7 @@ class Graph:
         Raises:
             BitLabError: If the input has another shape or holds values that are no levels.
         """
-        if tuple(codes.shape[1:]) != tuple(self.input.shape):
-            raise BitLabError(f"the input has shape {codes.shape[1:]}; this network takes {tuple(self.input.shape)}")
-        kind = self.input.type
-        if codes.size and (codes.min() < kind.low or codes.max() > kind.high):
-            raise BitLabError(f"input values must lie in {kind.low}…{kind.high} ({self.input.format})")
+        self.input.check(codes)
         values = {"input": codes.astype(np.int64)}
         yield "input", values["input"]
         last_reader = {name: node.name for node in self.nodes for name in node.inputs}
@@ -166,29 +217,23 @@ class Graph:
                 }
             )
         header = {"input": asdict(self.input), "nodes": nodes, "output_scale": self.output_scale, "info": self.info}
-        content = save_tensors(tensors, {_FILE_KIND: json.dumps(header)})
-        write_atomically(path, content)
+        save_container(path, _FILE_KIND, header, tensors, save_tensors)
 
     @classmethod
     def load(cls, path: Path) -> Graph:
-        """Reads what `save` wrote; types are inferred anew, nothing is executed.
+        """Reads what `save` wrote. Nothing is executed; types are inferred anew, and every operation checks itself.
 
         Raises:
-            BitLabError: If the file is missing, truncated or something else.
+            BitLabError: If the file is missing, truncated, altered, something else, or no valid graph.
         """
+        header, tensors = load_container(Path(path), _FILE_KIND, "BitLab graph", "np")
         try:
-            with safe_open(path, "np") as file:
-                metadata = file.metadata() or {}
-                if _FILE_KIND not in metadata:
-                    raise BitLabError(f"'{path}' is a safetensors file but no BitLab graph")
-                header = json.loads(metadata[_FILE_KIND])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls._build(header, tensors)
-        except (SafetensorError, OSError) as error:
-            raise BitLabError(f"cannot read the graph '{path}': {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            message = f"the graph '{path}' is damaged, or of another version of BitLab ({error!r}); export it again"
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            message = f"the graph '{path}' is damaged, or of another version of BitLab ({error!r:.99}); export it again"
             raise BitLabError(message) from error
+        except BitLabError as error:
+            raise BitLabError(f"the graph '{path}': {error}") from error
 
     @classmethod
     def _build(cls, header: dict[str, Any], tensors: dict[str, np.ndarray]) -> Graph:
@@ -197,16 +242,22 @@ class Graph:
         types = {"input": spec.type}
         constants: dict[str, dict[str, np.ndarray]] = {}
         for key, value in tensors.items():
+            if not np.issubdtype(value.dtype, np.signedinteger):
+                raise BitLabError(f"its tensor '{key}' is {value.dtype}; constants are signed integers")
             name, _, part = key.rpartition(".")
             constants.setdefault(name, {})[part] = value.astype(np.int64)
         nodes = []
         for entry in header["nodes"]:
-            name = entry["name"]
+            name, inputs = entry["name"], tuple(entry["inputs"])
             plain = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["fields"].items()}
-            arrays = constants.get(name, {})
-            op = OPS[entry["op"]](**plain, **arrays)
-            types[name] = op.infer(*(types[i] for i in entry["inputs"]))
-            nodes.append(Node(name, op, tuple(entry["inputs"]), types[name], entry.get("scale")))
+            op = OPS[entry["op"]](**plain, **constants.pop(name, {}))
+            try:
+                types[name] = op.infer(*(types[i] for i in inputs))
+            except BitLabError as error:
+                raise BitLabError(f"node '{name}': {error}") from error
+            nodes.append(Node(name, op, inputs, types[name], entry.get("scale")))
+        if constants:
+            raise BitLabError(f"it holds constants of the unknown node '{next(iter(constants))}'")
         return cls(spec, tuple(nodes), header["output_scale"], header["info"])
 
 
