@@ -15,6 +15,7 @@ from bitcore.quantizers import FromValues, Quantizer
 from bitcore.quantizers.ranges import Unit
 from bitexport.lowerings import ADDITIONS, CONCATENATIONS, LOWERINGS, MODULE_OF
 from bitlayers.base import BitLayer
+from bitlayers.modes import evaluating
 
 _STATISTICS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 _RANGES = 8  # a value is expected within so many times the range of the layer that reads it
@@ -33,12 +34,8 @@ def lower(model: nn.Module, input_shape: tuple[int, ...], info: dict[str, Any] |
         BitLabError: If a layer cannot be expressed in integers; the message names it and the remedy. Float layers,
             and accumulators that could leave int32, are such.
     """
-    training = model.training
-    try:
-        with torch.no_grad():
-            return _Lowering(model.eval(), GraphBuilder(tuple(input_shape))).run(info or {})
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        return _Lowering(model, GraphBuilder(tuple(input_shape))).run(info or {})
 
 
 class _Lowering:

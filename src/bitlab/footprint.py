@@ -13,6 +13,7 @@ from bitcore.graph import Conv2d, Graph, Linear
 from bitexport.targets.c.source import CSource
 from bitexport.targets.c.target import MANIFEST_FILE, Manifest
 from bitlayers import BitLayer
+from bitlayers.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,10 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
                 counts[name] = counts.get(name, 0) + y.numel() * fan_in
 
             hooks.append(layer.register_forward_hook(count))
-    training = model.training
     try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *input_shape))
+        with torch.inference_mode(), evaluating(model):
+            model(torch.zeros(1, *input_shape))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return counts

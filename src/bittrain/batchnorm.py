@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitlayers.base import BitLayer
+from bitlayers.modes import evaluating
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -30,25 +31,22 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     else stays in eval mode: weights and ranges do not change, dropout is off.
 
     Args:
-        model: Any model; its mode is restored.
+        model: Any model; every module's mode is restored.
         batches: The inputs.
     """
     norms = batch_norms(model)
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None
-    for module in modes:
-        if isinstance(module, BitLayer) and module.batch_norm is not None:
-            module.training = True  # it looks at the batch in training mode alone; its quantizers stay in eval mode
-    try:
-        for x in batches:
-            model(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.train()
+            norm.momentum = None
+        for layer in model.modules():
+            if isinstance(layer, BitLayer) and layer.batch_norm is not None:
+                layer.training = True  # it looks at the batch in training mode alone; its quantizers stay in eval mode
+        try:
+            for x in batches:
+                model(x)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError, unknown
+from bitlayers.modes import evaluating
 from bittrain.losses import attention_transfer, distillation, hint
 
 
@@ -66,11 +67,8 @@ class Distiller(nn.Module):
         Raises:
             BitLabError: Other classes, unknown layers, or features that cannot be compared.
         """
-        training = student.training
-        try:
-            logits, ours, theirs, expected = self._run(student.eval(), images)
-        finally:
-            student.train(training)
+        with evaluating(student):
+            logits, ours, theirs, expected = self._run(student, images)
         if logits.shape != expected.shape:
             raise BitLabError(
                 f"the teacher has {expected.shape[1]} classes, the model {logits.shape[1]}; take one for the same data"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
+from bitlayers.modes import evaluating
 from bittrain.bigdata import first, open_dataset
 from bittrain.data import ImageData, Rows, Split
 from bittrain.loader import TestLoader
@@ -42,7 +43,7 @@ def predict(model: nn.Module, images: Tensor, preprocessing: Preprocessing, batc
     """Returns a model's outputs in eval mode.
 
     Args:
-        model: The model; its mode is restored afterwards.
+        model: The model; every module's mode is restored afterwards.
         images: uint8 ``[N, C, H, W]``.
         preprocessing: The model's.
         batch_size: Images at a time.
@@ -57,13 +58,8 @@ def predict(model: nn.Module, images: Tensor, preprocessing: Preprocessing, batc
 def predict_batches(model: nn.Module, loader: TestLoader) -> tuple[Tensor, Tensor]:
     """Returns a model's outputs for all batches of a loader, float32 ``[N, outputs]``, and the labels, on the CPU."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            found = [(model(x.to(device)).float().cpu(), labels) for x, labels in loader]
-    finally:
-        model.train(training)
+    with torch.inference_mode(), evaluating(model):
+        found = [(model(x.to(device)).float().cpu(), labels) for x, labels in loader]
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits, labels
 

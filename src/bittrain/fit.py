@@ -22,6 +22,7 @@ from torch import nn
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 from bitlayers.fusion import fuse_batchnorm, trains_fused
+from bitlayers.modes import evaluating
 from bitmodels.io import save_model
 from bittrain.augment import resize
 from bittrain.build import ModelBuilder, build_model, restore, start_from
@@ -218,18 +219,15 @@ def _check_input(model: nn.Module, recipe: Recipe, shape: tuple[int, int, int]) 
     Raises:
         BitLabError: It cannot take such images: most often they are too small.
     """
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape))
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, *shape))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         images = "×".join(map(str, shape))
         raise BitLabError(
             f"model '{recipe.model}' cannot take images of {images} ({reason}); set another image_size or model_options"
         ) from None
-    finally:
-        model.train(training)
 
 
 def _draw(run_dir: Path, model: nn.Module, watched: TestLoader, classes: Sequence[str]) -> None:
