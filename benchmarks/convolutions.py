@@ -68,7 +68,7 @@ def layers(channels: int, size: int, weight: str) -> Callable[[], Any]:
     model = torch.nn.Sequential(
         *(BitConv2d(channels, channels, 3, padding=1, quant_config=config) for _ in range(CHAIN))
     )
-    pack(model.eval())
+    pack(model, inplace=True)
     x = torch.randn(1, channels, size, size)
     return torch.no_grad()(lambda: model(x))
 

@@ -44,7 +44,7 @@ def resident() -> int:
 
 def file_bytes(model: torch.nn.Module) -> int:
     """Returns the size of the packed weights as a file."""
-    bitlab.pack(model)
+    bitlab.pack(model, inplace=True)
     return len(save(model.state_dict()))
 
 

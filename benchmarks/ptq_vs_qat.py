@@ -6,7 +6,6 @@ Run with ``BITLAB_DATA`` set or the hub in reach: ``python benchmarks/ptq_vs_qat
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def main() -> None:
         twin = _fit(None, train, seed)
         twins.append(_accuracy(twin, test))
         for name, row in rows.items():
-            row["ptq"].append(_accuracy(quantize(copy.deepcopy(twin), _config(name)), test))
+            row["ptq"].append(_accuracy(quantize(twin, _config(name)), test))
             row["qat"].append(_accuracy(_fit(_config(name), train, seed), test))
     result = {"images": IMAGES, "epochs": EPOCHS, "seeds": SEEDS, "twin": twins, "formats": rows}
     write_atomically(RESULT, json.dumps(result, indent=2) + "\n")

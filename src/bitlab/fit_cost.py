@@ -147,7 +147,7 @@ def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:
     model = build_model(recipe, shape, classes)
     fused = any(method.split()[0] == "fused-batch-norm" for method in recipe.methods)
     if fused:
-        train_fused(model)
+        train_fused(model, inplace=True)
     with torch.no_grad():
         model.train()(prepared.preprocessing(prepared.train.sample(256)))
-    return (fuse_batchnorm(model) if fused else model).eval()
+    return (fuse_batchnorm(model, inplace=True) if fused else model).eval()

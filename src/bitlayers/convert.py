@@ -1,8 +1,9 @@
-"""Turns any torch model into a quantized one, in place: float layers become bit layers that keep their weights."""
+"""Turns any torch model into a quantized one: float layers become bit layers that keep their weights."""
 
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitembedding import BitEmbedding
 from bitlayers.bitlinear import BitLinear, BitTransposedLinear
+from bitlayers.copying import M, owned
 from bitlayers.flow import never_negative_inputs
-from bitlayers.report import ConversionReport, Entry
+from bitlayers.report import ASKED, ConversionReport, Entry
 
 Quant = BitQuantConfig | str | None
 Override = Quant | Mapping[str, Any]
@@ -41,8 +43,8 @@ CONVERSIONS: dict[type[nn.Module] | str, type[BitLayer]] = {
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A place that may become a bit layer.
+class Place:
+    """A layer with weights, which is a bit layer, may become one, or must stay.
 
     Attributes:
         names: Every name of it.
@@ -50,7 +52,7 @@ class _Layer:
         module: The layer, or the attention module that it will be a projection of.
         projection: Which one, else empty.
         kind: What it may become.
-        reason: Why it must stay; empty if it may be converted.
+        reason: Why it must stay; empty if it may be converted, or given another config.
     """
 
     names: tuple[str, ...]
@@ -62,6 +64,7 @@ class _Layer:
 
     @property
     def fit(self) -> bool:
+        """Whether it may be a bit layer."""
         return not self.reason
 
 
@@ -74,50 +77,72 @@ def resolve(quant: Quant) -> BitQuantConfig | None:
     return get_preset(quant) if isinstance(quant, str) else quant
 
 
-def quantize(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None) -> nn.Module:
-    """Turns the float layers of a model into bit layers, in place, and returns the model (see `convert`)."""
-    convert(model, quant, overrides)
+def quantize(model: M, quant: Quant, overrides: Mapping[str, Override] | None = None, *, inplace: bool = False) -> M:
+    """Returns a copy of the model whose layers are bit layers; `convert` says what becomes of what.
+
+    The report is kept as the copy's ``conversion_report``. Layers with weights that stay float though nobody asked for
+    it are named in a warning.
+
+    Args:
+        model: As in `convert`.
+        quant: Likewise.
+        overrides: Likewise.
+        inplace: Convert and return the model itself, which saves the copy's memory.
+
+    Raises:
+        BitLabError: As `convert`; also if the model cannot be copied.
+    """
+    model = owned(model, inplace)
+    report = convert(model, quant, overrides)
+    warn_of_floats(report, stacklevel=3)
     return model
 
 
 def convert(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None) -> ConversionReport:
-    """Turns the float layers of a model into bit layers, in place.
+    """Turns the float layers of a model into bit layers, in place; layers that are bit layers get the new config.
 
     The layers stay the same objects with the same parameters: names, tied weights, hooks, geometry, device, dtype,
     requires_grad and training flags are kept. An `nn.MultiheadAttention` becomes a `BitMultiheadAttention`; its
     projections are layers named ``<name>.q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``, with new parameters (so
     create optimizers afterwards). Where activations become binary, the model's ReLUs become Hardtanhs.
+    Layers that are bit layers already keep learned ranges where the new config has one of the same kind
+    (`BitLayer.requantize`).
 
     Args:
         model: Any model, also a single layer.
         quant: A config, a preset's name, or ``None`` (then only overridden layers are quantized).
         overrides: Layers that differ, by name pattern (``"head"``, ``"features.*"``, or ``"first"`` and ``"last"``, in
-            the order of registration): a config, a preset's name, ``None`` to stay float, or the fields that differ
-            from ``quant``. The first pattern that matches counts.
+            the order of registration): a config, a preset's name, ``None`` to stay as they are, or the fields that
+            differ from ``quant``. The first pattern that matches counts.
 
     Returns:
-        What was converted, what was left and why. ``print`` shows it as a table.
+        What was converted, what was left and why, also kept as the model's ``conversion_report``. ``print`` shows it
+        as a table.
 
     Raises:
-        BitLabError: If a preset or option is unknown, or a pattern matches no layer. Nothing has changed then.
+        BitLabError: If a preset or option is unknown, a pattern matches no layer, a layer that is to change is packed,
+            or no layer can be quantized. Nothing has changed then.
     """
     config = resolve(quant)
-    layers = list(_layers(model))
+    layers = list(places(model))
     patterns = _patterns(overrides or {}, layers)
+    if config is not None:
+        require_any(layers)
     chosen = [_choose(layer.names, config, patterns) if layer.fit else None for layer in layers]
-    first = next((i for i, layer in enumerate(layers) if layer.fit or isinstance(layer.module, BitLayer)), None)
+    first = next((i for i, layer in enumerate(layers) if layer.fit), None)
     if first is not None and (outer := chosen[first]) is not None:
         chosen[first] = outer.for_input()
     return _apply(model, layers, chosen)
 
 
 def convert_layers(model: nn.Module, configs: Mapping[str, BitQuantConfig]) -> ConversionReport:
-    """Turns the named layers into bit layers, in place, each with exactly its config.
+    """Turns the named layers into bit layers, or changes those that are, in place, each to exactly its config.
 
     Raises:
-        BitLabError: If a name is none of a layer that can be converted. Nothing has changed then.
+        BitLabError: If a name is none of a layer that can be converted, or one that is to change is packed. Nothing
+            has changed then.
     """
-    layers = list(_layers(model))
+    layers = list(places(model))
     known = {name: layer for layer in layers for name in layer.names}
     for name in configs:
         if name not in known:
@@ -128,18 +153,44 @@ def convert_layers(model: nn.Module, configs: Mapping[str, BitQuantConfig]) -> C
     return _apply(model, layers, chosen)
 
 
-def _apply(model: nn.Module, layers: list[_Layer], chosen: list[BitQuantConfig | None]) -> ConversionReport:
+def require_any(layers: list[Place]) -> None:
+    """Checks that there is something to quantize.
+
+    Raises:
+        BitLabError: If there is nothing; the message says why.
+    """
+    if not any(layer.fit for layer in layers):
+        reasons = "; ".join(f"'{layer.names[0]}' ({layer.type}): {layer.reason}" for layer in layers)
+        raise BitLabError(f"nothing in the model can be quantized: {reasons or 'it has no layers with weights'}")
+
+
+def warn_of_floats(report: ConversionReport, stacklevel: int) -> None:
+    """Warns of layers with weights that stay float though nobody asked for it."""
+    if report.unexpected:
+        reasons = "; ".join(f"'{entry.title}' ({entry.layer}): {entry.reason}" for entry in report.unexpected)
+        warnings.warn(f"layers that stay float: {reasons}", stacklevel=stacklevel)
+
+
+def _apply(model: nn.Module, layers: list[Place], chosen: list[BitQuantConfig | None]) -> ConversionReport:
+    for layer, config in zip(layers, chosen, strict=True):
+        there = layer.module
+        if isinstance(there, BitLayer) and there.packed and config not in (None, there.quant_config):
+            raise BitLabError(
+                f"layer '{layer.names[0]}' is packed and has no float weights to quantize anew; unpack(model) first"
+            )
     split: dict[torch.Tensor, tuple[nn.Parameter, ...]] = {}
     entries = []
     for layer, config in zip(layers, chosen, strict=True):
-        reason = layer.reason or ("" if config is not None else "it was asked to stay float")
+        reason = layer.reason or ("" if config is not None else ASKED)
         entries.append(Entry(layer.names, layer.type, config, reason))
         if config is not None:
             _adopt(layer, config, split)
     signs = any(config is not None and config.activation_dtype == BINARY.name for config in chosen)
     _avoid_fused_paths(model)
     hardtanhs = tuple(_keep_signs(model)) if signs else ()
-    return ConversionReport(tuple(entries), hardtanhs, tuple(_half_used(model, chosen)))
+    report = ConversionReport(tuple(entries), hardtanhs, tuple(_half_used(model, chosen)))
+    model.conversion_report = report  # type: ignore[assignment]  # torch's stubs know modules and tensors alone
+    return report
 
 
 def _half_used(model: nn.Module, chosen: list[BitQuantConfig | None]) -> Iterator[str]:
@@ -156,7 +207,7 @@ def _half_used(model: nn.Module, chosen: list[BitQuantConfig | None]) -> Iterato
                 yield name
 
 
-def _layers(model: nn.Module) -> Iterator[_Layer]:
+def places(model: nn.Module) -> Iterator[Place]:
     """Yields every module with weights, once, with all its names."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -167,12 +218,14 @@ def _layers(model: nn.Module) -> Iterator[_Layer]:
         if type(module) is nn.MultiheadAttention:
             for projection in PROJECTIONS:
                 parts = tuple(f"{path}.{projection}".lstrip(".") for path in known)
-                yield _Layer(parts, name, module, projection, BitLinear, _attention_obstacle(module))
+                yield Place(parts, name, module, projection, BitLinear, _attention_obstacle(module))
+        elif isinstance(module, BitLayer):
+            yield Place(tuple(known), name, module, kind=type(module))
         elif module not in inside:
             kind = CONVERSIONS.get(type(module)) or CONVERSIONS.get(_qualified(type(module)))
             reason = (kind.obstacle(module) or "") if kind else _unknown(module)
             if kind or reason:
-                yield _Layer(tuple(known), name, module, kind=kind, reason=reason)
+                yield Place(tuple(known), name, module, kind=kind, reason=reason)
 
 
 def _qualified(kind: type) -> str:
@@ -181,8 +234,6 @@ def _qualified(kind: type) -> str:
 
 def _unknown(module: nn.Module) -> str:
     """Why a module of no known type stays; empty if it holds no weights of its own."""
-    if isinstance(module, BitLayer):
-        return "it is a bit layer already"
     if isinstance(module, LazyModuleMixin):
         return "it has no weights yet; pass a batch through the model first"
     if is_parametrized(module):
@@ -203,7 +254,7 @@ def _attention_obstacle(attention: nn.Module) -> str:
     return "its weight is computed (weight_norm, spectral_norm, pruning); make it a plain parameter first"
 
 
-def _patterns(overrides: Mapping[str, Override], layers: list[_Layer]) -> dict[str, Override]:
+def _patterns(overrides: Mapping[str, Override], layers: list[Place]) -> dict[str, Override]:
     """Resolves "first" and "last", unless layers are called so, and checks that every pattern matches a layer."""
     fit = [layer for layer in layers if layer.fit]
     ends = {"first": fit[0].names[0], "last": fit[-1].names[0]} if fit else {}
@@ -233,7 +284,7 @@ def _choose(
     return config
 
 
-def _adopt(layer: _Layer, config: BitQuantConfig, split: dict[torch.Tensor, tuple[nn.Parameter, ...]]) -> None:
+def _adopt(layer: Place, config: BitQuantConfig, split: dict[torch.Tensor, tuple[nn.Parameter, ...]]) -> None:
     module, kind = layer.module, layer.kind
     assert kind is not None
     if layer.projection:
@@ -241,7 +292,10 @@ def _adopt(layer: _Layer, config: BitQuantConfig, split: dict[torch.Tensor, tupl
         if not isinstance(module, BitMultiheadAttention):
             BitMultiheadAttention.adopt(module, split)
         module = module.get_submodule(layer.projection)
-    kind.adopt(module, config)
+    if isinstance(module, BitLayer):
+        module.requantize(config)
+    else:
+        kind.adopt(module, config)
 
 
 def _keep_signs(model: nn.Module) -> Iterator[str]:
@@ -268,12 +322,17 @@ def _avoid_fused_paths(model: nn.Module) -> None:
                 module.use_nested_tensor = False
 
 
-def pack(model: nn.Module) -> nn.Module:
-    """Packs every bit layer of a model in place and puts it in eval mode; returns the model.
+def pack(model: M, *, inplace: bool = False) -> M:
+    """Returns a copy of the model in eval mode whose bit layers hold packed codes and no float weights.
+
+    Args:
+        model: Any model.
+        inplace: Pack and return the model itself, which saves the copy's memory.
 
     Raises:
-        BitLabError: If a layer's weights are NaN; the message names it.
+        BitLabError: If a layer's weights are NaN (the message names it), or the model cannot be copied.
     """
+    model = owned(model, inplace).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, BitLayer):
             try:
@@ -281,4 +340,4 @@ def pack(model: nn.Module) -> nn.Module:
                     layer.pack()
             except BitLabError as error:
                 raise BitLabError(f"layer '{name}': {error}") from error
-    return model.eval()
+    return model

@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from bitcore.config import BitQuantConfig
-from bitcore.errors import BitLabError, unknown
+from bitcore.errors import unknown
 from bitcore.presets import PRESETS
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import BitMultiheadAttention
-from bitlayers.convert import CONVERSIONS, Quant, pack, quantize, resolve
+from bitlayers.convert import CONVERSIONS, Quant, convert_layers, pack, places, require_any, resolve, warn_of_floats
+from bitlayers.copying import M, owned
 
 _MADE: dict[str, type[nn.Module]] = {
     **{kind.__name__: made for kind, made in CONVERSIONS.items() if isinstance(kind, type)},
@@ -55,8 +56,8 @@ class BitFactory:
 Bit = BitFactory()  # as in BitNetCNN: ternary weights, a scale per output channel from the median
 
 
-def convert_to_ternary(model: nn.Module, scale_op: str = "median") -> nn.Module:
-    """Makes a trained model ternary for inference, in place: packed, in eval mode.
+def convert_to_ternary(model: M, scale_op: str = "median", *, inplace: bool = False) -> M:
+    """Returns a ternary copy of a trained model for inference: packed, in eval mode.
 
     Layers that are ternary already keep their scaler. Float layers and those of other formats get ternary weights with
     one scale per output channel, the median or the mean of |w|; activation quantizers stay.
@@ -64,34 +65,33 @@ def convert_to_ternary(model: nn.Module, scale_op: str = "median") -> nn.Module:
     Args:
         model: Any model.
         scale_op: ``"median"`` or ``"mean"``.
-
-    Returns:
-        The model.
+        inplace: Convert and return the model itself, which saves the copy's memory.
 
     Raises:
-        BitLabError: If ``scale_op`` is unknown, or a layer was packed in another format; the message names it.
+        BitLabError: If ``scale_op`` is unknown, a layer was packed in another format (the message names it), or the
+            model cannot be copied.
     """
-    return _to_ternary(model, scale_op, pow2=False)
+    return _to_ternary(model, scale_op, pow2=False, inplace=inplace)
 
 
-def convert_to_ternary_p2(model: nn.Module, scale_op: str = "median") -> nn.Module:
+def convert_to_ternary_p2(model: M, scale_op: str = "median", *, inplace: bool = False) -> M:
     """As `convert_to_ternary`, and every weight scale is a power of two: applying it is a shift."""
-    return _to_ternary(model, scale_op, pow2=True)
+    return _to_ternary(model, scale_op, pow2=True, inplace=inplace)
 
 
-def _to_ternary(model: nn.Module, scale_op: str, pow2: bool) -> nn.Module:
+def _to_ternary(model: M, scale_op: str, *, pow2: bool, inplace: bool) -> M:
     if scale_op not in SCALE_OPS:
         raise unknown("scale_op", scale_op, SCALE_OPS)
     config = PRESETS["bitnet-cnn"].replace(weight_scale=f"abs{scale_op}", weight_scale_pow2=pow2)
     weights = {k: value for k, value in config.to_dict().items() if k.startswith("weight_") or k == "estimator"}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, BitLayer):
-            continue
-        ternary = layer.quant_config.weight_format == "ternary"
-        changed = layer.quant_config.replace(
-            **({"weight_scale_pow2": pow2 or layer.quant_config.weight_scale_pow2} if ternary else weights)
-        )
-        if changed != layer.quant_config and layer.packed:
-            raise BitLabError(f"layer '{name}' is packed and cannot be quantized anew; convert before packing")
-        layer.requantize(changed)
-    return pack(quantize(model, config))
+    model = owned(model, inplace)
+    configs: dict[str, BitQuantConfig] = {}
+    require_any(layers := list(places(model)))
+    for place in layers:
+        if place.fit:
+            old = place.module.quant_config if isinstance(place.module, BitLayer) else config
+            ternary = old.weight_format == "ternary"
+            changes = {"weight_scale_pow2": pow2 or old.weight_scale_pow2} if ternary else weights
+            configs[place.names[0]] = old.replace(**changes)
+    warn_of_floats(convert_layers(model, configs), stacklevel=4)
+    return pack(model, inplace=True)

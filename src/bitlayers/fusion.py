@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -13,16 +13,16 @@ from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitlinear import BitLinear
+from bitlayers.copying import M, owned
 from bitlayers.flow import Tracer
 from bitlayers.folding import fold
 
 _BIT = (BitLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
 _FLOAT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-M = TypeVar("M", bound=nn.Module)
 
 
-def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
-    """Folds every batch norm into the layer in front of it, by its running statistics, in place.
+def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, inplace: bool = False) -> M:
+    """Returns a copy of the model with every batch norm folded into the layer in front, by its running statistics.
 
     ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes an `nn.Identity`. Float layers compute the same
     as before, to the last few bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a
@@ -32,10 +32,12 @@ def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> 
     Args:
         model: Any model that torch.fx can trace.
         pairs: Names of layers and of their batch norms, where it cannot be traced. All pairs are found by default.
+        inplace: Change and return the model itself, which saves the copy's memory.
 
     Raises:
-        BitLabError: The model cannot be traced, or a given pair is none; nothing has changed then.
+        BitLabError: The model cannot be traced or copied, or a given pair is none; nothing has changed then.
     """
+    model = owned(model, inplace)
     found = _pairs(model, pairs)
     for layer, name in found:
         norm = model.get_submodule(name)
@@ -53,8 +55,8 @@ def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> 
     return model
 
 
-def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
-    """Turns pairs of a bit layer and a batch norm into layers that train on the fused weight, in place.
+def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, inplace: bool = False) -> M:
+    """Returns a copy whose pairs of a bit layer and a batch norm are layers that train on the fused weight.
 
     What is quantized from now on is the fused weight ``W γ/σ``, with the scale (layer- or channel-wise) of the layer's
     config; its bias is ``β + (b − μ) γ/σ``. μ and σ are the running statistics of the quantized weight's outputs. While
@@ -66,10 +68,12 @@ def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None) -> M:
     Args:
         model: As in `fuse_batchnorm`.
         pairs: Likewise.
+        inplace: Likewise.
 
     Raises:
         BitLabError: As `fuse_batchnorm`.
     """
+    model = owned(model, inplace)
     for layer, name in _pairs(model, pairs):
         if isinstance(layer, BitLayer):
             layer.batch_norm = cast(_BatchNorm, model.get_submodule(name))

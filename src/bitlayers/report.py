@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from bitcore.config import FLOAT, BitQuantConfig
 
+ASKED = "it was asked to stay as it is"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -23,6 +25,11 @@ class Entry:
     layer: str
     config: BitQuantConfig | None = None
     reason: str = ""
+
+    @property
+    def title(self) -> str:
+        """All its names, as one."""
+        return " = ".join(name or "(the model)" for name in self.names)
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,17 @@ class ConversionReport:
         """The layers that stayed as they were."""
         return tuple(entry for entry in self.entries if entry.config is None)
 
+    @property
+    def unexpected(self) -> tuple[Entry, ...]:
+        """The layers that stayed float though nobody asked for it."""
+        return tuple(entry for entry in self.left if entry.reason != ASKED)
+
     def __str__(self) -> str:
         """A table: name, layer, what it became or why it was left; then the sums."""
         rows = [("name", "layer", "became")]
         for entry in self.entries:
             became = f"left: {entry.reason}" if entry.config is None else _describe(entry.config)
-            rows.append((" = ".join(name or "(the model)" for name in entry.names), entry.layer, became))
+            rows.append((entry.title, entry.layer, became))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{name:<{widths[0]}}  {layer:<{widths[1]}}  {became}" for name, layer, became in rows]
         kinds = Counter(entry.layer for entry in self.left)

@@ -12,7 +12,7 @@ from torch import nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError, unknown
-from bitlayers.convert import Override, Quant, quantize, resolve
+from bitlayers.convert import Override, Quant, convert, resolve
 
 DEFAULT = "default"
 """Stands for the quantization that a model's name implies: ternary weights, unless it was registered with another."""
@@ -203,7 +203,8 @@ def _build(name: str, config: Any, quant: Quant, overrides: Mapping[str, Overrid
     variant = _VARIANTS[name]
     if quant == DEFAULT:
         quant, overrides = variant.quant, overrides or variant.overrides
-    model = quantize(variant.family.build(config), quant, overrides)
+    model = variant.family.build(config)
+    convert(model, quant, overrides)
     resolved = resolve(quant)
     options = {f.name: getattr(config, f.name) for f in fields(config)} if is_dataclass(config) else {}
     model.bit_model = {  # type: ignore[assignment]

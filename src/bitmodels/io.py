@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -60,7 +59,7 @@ def save_weights(model: nn.Module, path: Path, extra: dict[str, Any] | None = No
         BitLabError: As in `save_model`.
     """
     if trains_fused(model):  # kept as what it becomes
-        model = fuse_batchnorm(copy.deepcopy(model), pairs=())
+        model = fuse_batchnorm(model, pairs=())
     state: dict[str, Tensor] = {}
     configs: list[BitQuantConfig] = []
     layers: dict[str, dict[str, Any]] = {}
@@ -111,7 +110,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             raise BitLabError(f"'{path}' holds a model that is not from the zoo; build it in code and use load_into")
         model = AutoBitModel.from_name(description["name"], None, **description["options"])
         if description.get("batch_norm") == "fused":
-            fuse_batchnorm(model)
+            fuse_batchnorm(model, inplace=True)
         _fill(model, header, state)
         model.bit_model = {**model.bit_model, "quant": description["quant"], "overrides": description["overrides"]}  # type: ignore[dict-item]
         return model, header["extra"]
@@ -212,7 +211,7 @@ def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) ->
         if isinstance(layer, BitLayer) and layer.packed:
             fmt, data = get_format(layer.quant_config.weight_format), state[f"{name}.packed_weight".lstrip(".")]
             fmt.decode(fmt.packing.unpack(data, math.prod(layer.weight_shape[1:])))  # raises where bytes hold no codes
-    pack(model)
+    pack(model, inplace=True)
 
 
 def _damaged(path: Path, error: Exception) -> BitLabError:

@@ -66,7 +66,7 @@ def structure(model: nn.Module) -> dict[str, Any]:
 def restructure(model: nn.Module, saved: dict[str, Any]) -> None:
     """Brings a freshly built model into the form that `structure` returned, so that its weights can be loaded."""
     if saved["fused"] and not trains_fused(model):
-        train_fused(model)
+        train_fused(model, inplace=True)
     for name, config in saved["layers"].items():
         layer = model.get_submodule(name)
         assert isinstance(layer, BitLayer)

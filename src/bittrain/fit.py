@@ -132,7 +132,7 @@ def fit(
             if average and average[0].average:
                 model.load_state_dict(average[0].average)
             if trains_fused(model):
-                fuse_batchnorm(model)
+                fuse_batchnorm(model, inplace=True)
             model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
             save_model(model, run_dir / "model.safetensors", extra)
             if recipe.plots:

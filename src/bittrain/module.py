@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -121,7 +120,7 @@ class Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         """Freezes and packs a copy of the model, where the recipe wants that measured."""
-        self._measured = (pack(copy.deepcopy(self.model).eval()) if self.recipe.eval_ternary else self.model,)
+        self._measured = (pack(self.model) if self.recipe.eval_ternary else self.model,)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts one batch in eval mode, that is, with the weights' codes."""

@@ -520,7 +520,7 @@ def test_netcnn_with_fused_batch_norm_and_powers_of_two_needs_no_multiplication(
     for size in (28, 24):  # windows of 4×4 and of 3×3
         x = samples((1, size, size), 20).clamp(-3, 3)
         model = AutoBitModel.from_name("netcnn", config, widths=(4, 8, 8, 12), blocks=2, in_channels=1)
-        train_fused(model)
+        model = train_fused(model)
         graph = assert_equal(fuse_batchnorm(train_a_little(model, x)), x)
         assert no_multiplication(graph)
 

@@ -139,7 +139,7 @@ def test_bent_activations_in_integers(activation_dtype: str, slopes: str):
         nn.init.normal_(parameter)  # slopes of either sign
     layers = [nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), bent, nn.Flatten(), nn.Linear(216, 5)]
     model = nn.Sequential(*layers)
-    quantize(model, config)
+    model = quantize(model, config)
     x = torch.randn(16, *SHAPE)
     for _ in range(3):
         model(x)

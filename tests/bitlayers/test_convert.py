@@ -12,7 +12,17 @@ from torch import nn
 from bitcore import BitLabError, BitQuantConfig
 from bitcore.config import FLOAT
 from bitcore.presets import PRESETS
-from bitlayers import BitConv2d, BitLayer, BitLinear, pack, quantize
+from bitlayers import (
+    BitConv2d,
+    BitLayer,
+    BitLinear,
+    convert_to_ternary,
+    convert_to_ternary_p2,
+    fuse_batchnorm,
+    pack,
+    quantize,
+    train_fused,
+)
 from bitlayers.convert import convert, resolve
 
 BITNET, W8A8 = PRESETS["bitnet"], PRESETS["w8a8"]
@@ -51,14 +61,14 @@ def test_every_layer_is_replaced_and_keeps_its_parameters(name: str):
     kept = dict(model.named_parameters())
     x = torch.randn(2, 1, 8, 8)
     shape = model(x).shape
-    assert quantize(model, name) is model
+    assert quantize(model, name, inplace=True) is model
     assert configs(model) == {"stem": first(config), "block.0": config, "head": config}
     after = {n: p for n, p in model.named_parameters() if "quantizer" not in n}
     assert after.keys() == kept.keys() and all(after[n] is kept[n] for n in kept)
     signs = config.activation_dtype == "binary"  # the sign of what a ReLU passes would always be +1
     assert type(model.block[1]) is (nn.Hardtanh if signs else nn.ReLU) and type(model.block[2]) is nn.BatchNorm2d
     assert model(x).shape == shape
-    assert pack(model) is model and not model.training
+    assert pack(model, inplace=True) is model and not model.training
     assert model(x).shape == shape
 
 
@@ -95,7 +105,7 @@ def test_a_model_without_quantization_is_the_plain_one():
 def test_quantized_float_layers_compute_the_same():
     model, x = Net().eval(), torch.randn(2, 1, 8, 8)
     expected = model(x)
-    quantize(model, BitQuantConfig(FLOAT))
+    model = quantize(model, BitQuantConfig(FLOAT))
     assert isinstance(model.head, BitLinear) and torch.equal(model(x), expected)
 
 
@@ -142,7 +152,7 @@ def test_a_bare_layer_is_a_model(make: Callable[[], nn.Linear | nn.Conv2d]):
     for quant, overrides in (("bitnet", None), (None, {"first": "w8a8"})):
         layer = make()
         weight, bias = layer.weight, layer.bias
-        result = quantize(layer, quant, overrides)
+        result = quantize(layer, quant, overrides, inplace=True)
         assert isinstance(result, BitLayer) and result.weight is weight and result.bias is bias
     assert not isinstance(quantize(make(), "bitnet", {"last": None}), BitLayer)
 
@@ -162,14 +172,13 @@ def test_unknown_names_are_refused_before_anything_changes():
     ]:
         model = Net()
         with pytest.raises(BitLabError, match=message):
-            quantize(model, quant, overrides)
+            quantize(model, quant, overrides, inplace=True)
         assert set(configs(model).values()) == {None}, message
 
 
 def test_first_and_last_in_a_model_without_layers():
     with pytest.raises(BitLabError, match="'first' matches no layer"):
         quantize(nn.ReLU(), "bitnet", {"first": None})
-    assert isinstance(quantize(nn.ReLU(), "bitnet"), nn.ReLU)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -177,7 +186,7 @@ def test_first_and_last_in_a_model_without_layers():
 def test_mode_dtype_and_frozen_parameters_are_kept(training: bool, dtype: torch.dtype):
     model = Net().to(dtype).train(training)
     model.head.weight.requires_grad_(False)
-    quantize(model, "w8a8")
+    model = quantize(model, "w8a8")
     assert all(module.training is training for module in model.modules())
     assert not model.head.weight.requires_grad and model.head.bias.requires_grad
     assert model(torch.randn(2, 1, 8, 8, dtype=dtype)).dtype == dtype
@@ -185,15 +194,122 @@ def test_mode_dtype_and_frozen_parameters_are_kept(training: bool, dtype: torch.
 
 def test_a_layer_used_in_two_places_is_replaced_in_both():
     shared = nn.Linear(5, 5)
-    model = nn.Sequential(shared, nn.ReLU(), shared)
-    quantize(model, "bitlab")
+    model = quantize(nn.Sequential(shared, nn.ReLU(), shared), "bitlab")
     assert isinstance(model[0], BitLinear) and model[2] is model[0]
 
 
-def test_quantizing_twice_changes_nothing():
-    model = quantize(Net(), "bitnet")
-    layers = list(model.modules())
-    assert list(quantize(model, "w8a8").modules()) == layers
+@pytest.mark.parametrize("name", PRESETS)
+def test_layers_that_are_quantized_get_the_new_config(name: str):
+    """Of each preset as of each other, and the latent weights stay."""
+    fresh = configs(quantize(Net(), name))
+    for before in ("bitnet", "lsq-4", "mcu-4bitsym-static"):
+        model = quantize(Net(), before)
+        again = quantize(model, name)
+        assert configs(again) == fresh
+        assert torch.equal(again.head.weight, model.head.weight)
+        assert configs(quantize(model, None)) == configs(model)  # asked to stay as they are
+        changed = configs(quantize(model, None, {"head": name}))
+        assert changed == configs(model) | {"head": PRESETS[name]}
+
+
+def test_layers_that_are_packed_are_refused_unless_they_stay_as_they_are():
+    packed = pack(quantize(Net(), "bitnet"))
+    assert configs(quantize(packed, "bitnet")) == configs(packed)
+    with pytest.raises(BitLabError, match=r"layer 'stem' is packed .*; unpack\(model\) first"):
+        quantize(packed, "w8a8")
+    mixed = nn.Sequential(nn.Linear(3, 3), pack(quantize(nn.Linear(3, 3), "bitnet")))
+    with pytest.raises(BitLabError, match="layer '1' is packed"):
+        quantize(mixed, "w8a8", inplace=True)
+    assert type(mixed[0]) is nn.Linear  # nothing has changed
+    assert isinstance(quantize(mixed, "w8a8", {"1": None})[0], BitLinear)
+
+
+NOTHING: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "no layers": (nn.ReLU, "it has no layers with weights"),
+    "another layer": (lambda: nn.LSTM(3, 3), r"'' \(LSTM\): there is no bit layer for its type"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), r"'0' \(LazyLinear\): it has no weights yet"),
+}
+
+
+@pytest.mark.parametrize("convert_any", [lambda m: quantize(m, "bitnet"), convert_to_ternary, convert_to_ternary_p2])
+@pytest.mark.parametrize("case", NOTHING)
+def test_where_nothing_can_be_quantized_it_says_why(case: str, convert_any: Callable[[nn.Module], nn.Module]):
+    make, reason = NOTHING[case]
+    with pytest.raises(BitLabError, match=f"nothing in the model can be quantized: {reason}"):
+        convert_any(make())
+
+
+@pytest.mark.parametrize("convert_any", [lambda m: quantize(m, "bitnet"), convert_to_ternary, convert_to_ternary_p2])
+def test_layers_that_stay_float_unasked_are_named_in_a_warning(convert_any: Callable[[nn.Module], nn.Module]):
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.LSTM(3, 3))
+    with pytest.warns(UserWarning, match=r"stay float: '2' \(LSTM\): there is no bit layer for its type$") as caught:
+        model = convert_any(model)
+    assert caught[0].filename == __file__
+    assert [entry.names for entry in model.conversion_report.left] == [("2",)]
+    quantize(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "bitnet", {"1": None})  # asked for: no warning
+
+
+# ---- copies ----------------------------------------------------------------------------------------------------------
+
+CONVERSIONS_OF_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "quantize": lambda m, **more: quantize(m, "w8a8", **more),
+    "pack": pack,
+    "fuse_batchnorm": fuse_batchnorm,
+    "train_fused": train_fused,
+    "convert_to_ternary": convert_to_ternary,
+    "convert_to_ternary_p2": convert_to_ternary_p2,
+}
+every_conversion = pytest.mark.parametrize("name", CONVERSIONS_OF_MODELS)
+
+
+def described(model: nn.Module) -> tuple[Any, ...]:
+    """Everything of a model that a conversion may change."""
+    modules = [(name, type(module), module.training) for name, module in model.named_modules()]
+    return modules, configs(model), sorted(vars(model)), {n: t.clone() for n, t in model.state_dict().items()}
+
+
+def ready_for(name: str) -> nn.Sequential:
+    """A model for a conversion, with a tied weight, a buffer and a hook."""
+    torch.manual_seed(3)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    model = nn.Sequential(first, second, nn.ReLU(), nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4))
+    model.register_buffer("offset", torch.ones(4))
+    model.register_forward_hook(lambda module, x, y: y + module.offset[:, None])
+    return model if name == "quantize" or "ternary" in name else quantize(model, "bitnet")
+
+
+@every_conversion
+@torch.no_grad()
+def test_conversions_return_a_copy_unless_they_work_in_place(name: str):
+    convert_any = CONVERSIONS_OF_MODELS[name]
+    model, x = ready_for(name), torch.randn(2, 4, 4)
+    before = described(model)
+    copied = convert_any(model)
+    after = described(model)
+    assert after[:3] == before[:3] and all(torch.equal(after[3][n], before[3][n]) for n in before[3])
+    assert {id(t) for t in model.state_dict(keep_vars=True).values()}.isdisjoint(
+        {id(t) for t in copied.state_dict(keep_vars=True).values()}
+    )
+    if copied[0].weight is not None:
+        assert copied[0].weight is copied[1].weight
+    assert convert_any(model, inplace=True) is model
+    changed = described(model)
+    assert changed[0] != before[0] or changed[1] != before[1]
+    assert described(copied)[:3] == changed[:3]
+    expected = model.eval()(x)
+    assert torch.equal(copied.eval()(x), expected)  # the hook is there, and its buffer
+    copied.offset += 1
+    assert torch.equal(model(x), expected) and not torch.equal(copied(x), expected)  # and it is the copy's own
+
+
+@every_conversion
+def test_a_model_that_cannot_be_copied_says_so(name: str):
+    model = ready_for(name)
+    model.computed = model[0].weight * 2  # torch copies leaves only
+    with pytest.raises(BitLabError, match=r"cannot be copied \([\s\S]*inplace=True"):
+        CONVERSIONS_OF_MODELS[name](model)
+    assert CONVERSIONS_OF_MODELS[name](model, inplace=True) is model
 
 
 def test_subclasses_of_torchs_layers_are_left_alone():
@@ -203,8 +319,8 @@ def test_subclasses_of_torchs_layers_are_left_alone():
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
 
-    model = nn.Sequential(Doubled(3, 3), nn.Linear(3, 3))
-    quantize(model, "bitnet")
+    with pytest.warns(UserWarning, match=r"'0' \(Doubled\): it is a subclass of Linear"):
+        model = quantize(nn.Sequential(Doubled(3, 3), nn.Linear(3, 3)), "bitnet")
     assert type(model[0]) is Doubled and type(model[1]) is BitLinear
 
 

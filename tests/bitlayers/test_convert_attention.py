@@ -134,7 +134,7 @@ def test_eval_equals_packed(preset: str):
     x = inputs(bit)
     bit.train()(*x)
     expected = bit.eval()(*x)
-    pack(bit)
+    bit = pack(bit)
     assert all(torch.equal(a, b) for a, b in zip(bit(*x), expected, strict=True))
 
 
@@ -167,7 +167,7 @@ def test_flags_and_shared_parameters_are_kept():
 
 def test_projections_are_overridden_by_name():
     model = nn.ModuleDict({"attention": attention()})
-    quantize(model, "bitnet", {"*.out_proj": None, "attention.[kv]_proj": "bitlab"})
+    quantize(model, "bitnet", {"*.out_proj": None, "attention.[kv]_proj": "bitlab"}, inplace=True)
     attend = model["attention"]
     assert type(attend.out_proj) is nn.Linear
     assert isinstance(attend.q_proj, BitLayer) and attend.q_proj.quant_config == PRESETS["bitnet"]
@@ -208,7 +208,7 @@ def test_encoder_layers_do_not_go_past_the_bit_layers(overrides: dict[str, None]
         torch.backends.mha.set_fastpath_enabled(True)
     found = bit(x, src_key_padding_mask=PADDING)
     assert torch.equal(found[~PADDING], expected[~PADDING])
-    pack(bit)
+    bit = pack(bit)
     assert torch.equal(bit(x, src_key_padding_mask=PADDING), found)
 
 

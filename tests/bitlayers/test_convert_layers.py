@@ -70,7 +70,7 @@ def test_the_object_and_its_parameters_stay(kind: Any):
     make, _ = LAYERS[kind]
     layer = make()
     before, state = dict(layer.named_parameters()), set(layer.state_dict())
-    assert quantize(layer, "bitnet-cnn") is layer
+    assert quantize(layer, "bitnet-cnn", inplace=True) is layer
     after = dict(layer.named_parameters())
     assert after.keys() == before.keys() and all(after[n] is before[n] for n in before)
     assert set(layer.state_dict()) == state
@@ -82,7 +82,7 @@ def test_without_quantization_the_outputs_are_the_same(kind: Any):
     make, draw = LAYERS[kind]
     layer, x = make(), draw()
     expected = layer(x)
-    quantize(layer, BitQuantConfig(FLOAT))
+    layer = quantize(layer, BitQuantConfig(FLOAT))
     for training in (True, False):
         torch.testing.assert_close(layer.train(training)(x), expected, rtol=1e-5, atol=1e-6)
 
@@ -218,7 +218,7 @@ def test_other_dtypes(kind: Any, dtype: torch.dtype):
     make, draw = LAYERS[kind]
     layer, x = make().to(dtype), draw()
     x = x.to(dtype) if x.is_floating_point() else x
-    quantize(layer, "bitnet")
+    layer = quantize(layer, "bitnet")
     y = layer(x)
     assert y.dtype == dtype
     y.sum().backward()

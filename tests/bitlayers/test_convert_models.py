@@ -33,7 +33,7 @@ class Tied(nn.Module):
 
 def test_tied_weights_stay_tied():
     model = Tied()
-    quantize(model, "bitnet-cnn")
+    model = quantize(model, "bitnet-cnn")
     assert isinstance(model.embed, BitEmbedding) and isinstance(model.head, BitLinear)
     assert model.head.weight is model.embed.weight and len(list(model.parameters())) == 1
     index = torch.tensor([[1, 2], [3, 1]])
@@ -72,7 +72,7 @@ def test_hooks_and_attributes_are_kept():
     model = nn.Sequential(layer)
     x = torch.randn(2, 4, requires_grad=True)
     expected = model(x)
-    quantize(model, BitQuantConfig(FLOAT))
+    quantize(model, BitQuantConfig(FLOAT), inplace=True)  # of a copied parameter torch forgets the hooks
     torch.testing.assert_close(model(x), expected)
     model(x).sum().backward()
     assert seen.count("pre") == 3 and seen.count("backward") == 1
@@ -88,15 +88,15 @@ def test_a_second_conversion_knows_the_first_layer():
     """Only the layer at the network's input gets input_dtype, in whatever order layers are converted."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     config = BitQuantConfig(activation_dtype="uint4", activation_scale="tracked")
-    quantize(model, None, {"first": config})
-    quantize(model, config)
+    model = quantize(model, None, {"first": config})
+    model = quantize(model, config)
     dtypes = [layer.quant_config.activation_dtype for layer in model if isinstance(layer, BitLayer)]
     assert dtypes == ["int8", "uint4", "uint4"]
 
 
 def test_layers_called_first_and_last():
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "first": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    quantize(model, "bitnet", {"first": None})
+    model = quantize(model, "bitnet", {"first": None})
     assert [type(model[n]) for n in ("a", "first", "b")] == [BitLinear, nn.Linear, BitLinear]
 
 
@@ -122,7 +122,6 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "lazy": (lambda: nn.LazyLinear(3), "pass a batch through the model first"),
     "subclass": (lambda: Subclass(3, 3, 1), "subclass of Conv2d"),
     "another layer": (lambda: nn.Bilinear(3, 3, 3), "no bit layer for its type"),
-    "a bit layer": (lambda: BitLinear(3, 3), "a bit layer already"),
     "attention, pruned": (
         lambda: prune.random_unstructured(nn.MultiheadAttention(4, 2), "in_proj_weight", 0.5),
         "its weight is computed",
@@ -148,9 +147,8 @@ def test_what_is_left_and_why(case: str):
     assert type(odd) is kind and type(model["plain"]) is BitLinear
     assert [entry.names for entry in report.converted] == [("plain",)]
     assert report.left and all(reason in entry.reason and "odd" in entry.names[0] for entry in report.left)
-    if case != "a bit layer":
-        with pytest.raises(BitLabError, match=r"layer 'odd.*' (stays|cannot)|matches no layer"):
-            quantize(model, None, {report.left[0].names[0]: "w8a8"})
+    with pytest.raises(BitLabError, match=r"layer 'odd.*' (stays|cannot)|matches no layer"):
+        quantize(model, None, {report.left[0].names[0]: "w8a8"}, inplace=True)
 
 
 def test_the_report_is_a_table():
@@ -159,7 +157,7 @@ def test_the_report_is_a_table():
     assert text[0].split() == ["name", "layer", "became"]
     assert "weights int8 (absmax per_channel), inputs int8 (tracked per_tensor)" in text[1] and text[1].startswith("0 ")
     assert "left: there is no bit layer" in text[2] and "LSTM" in text[3]
-    assert "left: it was asked to stay float" in text[4]
+    assert "left: it was asked to stay as it is" in text[4]
     assert text[5] == "1 converted, 3 left (1 Bilinear, 1 LSTM, 1 Linear)"
     assert "(the model)" in str(convert(nn.Linear(2, 2), "bitnet"))
 
@@ -227,6 +225,6 @@ def test_models_of_transformers(name: str, require_package: Callable[[str], Modu
         assert all(p.grad is not None for n, p in bit.named_parameters() if "quantizer" not in n)
         with torch.no_grad():
             expected = bit.eval()(x).logits
-            pack(bit)
+            bit = pack(bit)
             assert all(m.packed for m in bit.modules() if isinstance(m, BitLayer))
             assert torch.equal(bit(x).logits, expected)

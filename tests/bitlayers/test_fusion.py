@@ -64,7 +64,7 @@ def test_fused_float_layers_compute_the_same() -> None:
     x = torch.randn(3, 2, 9, 8, dtype=torch.float64)
     expected = model.eval()(x)
     weight = model[0].weight
-    assert fuse_batchnorm(model) is model
+    assert fuse_batchnorm(model, inplace=True) is model
     assert model[0].weight is weight
     assert [type(model[i]) for i in (1, 4, 6, 9)] == [nn.Identity] * 4
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
@@ -76,7 +76,7 @@ def test_the_formula() -> None:
     sigma = (norm.running_var + norm.eps).sqrt()
     weight = layer.weight * (norm.weight / sigma)[:, None]
     bias = norm.bias + (layer.bias - norm.running_mean) * norm.weight / sigma
-    fuse_batchnorm(model)
+    model = fuse_batchnorm(model)
     torch.testing.assert_close(model[0].weight, weight)
     torch.testing.assert_close(model[0].bias, bias)
 
@@ -151,7 +151,7 @@ def test_training_without_quantization_is_batch_norm() -> None:
 
 def test_the_fused_weight_is_what_is_quantized() -> None:
     layer = BitLinear(6, 4, quant_config=BitQuantConfig(weight_format="int4", weight_scale="absmax"))
-    model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))))
+    model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))), inplace=True)
     x, norm = torch.randn(16, 6), layer.batch_norm
     gain = norm.weight / (norm.running_var + norm.eps).sqrt()
     fused = layer.weight * gain[:, None]
@@ -167,7 +167,7 @@ def test_the_fused_weight_is_what_is_quantized() -> None:
 
 def test_a_channel_of_zero_gain_is_no_nan() -> None:
     layer = BitLinear(6, 4, quant_config=BitQuantConfig(weight_format="int4", weight_scale="absmax"))
-    model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))))
+    model = train_fused(randomize(nn.Sequential(layer, nn.BatchNorm1d(4))), inplace=True)
     with torch.no_grad():
         layer.batch_norm.weight[1] = 0
     y = model.train()(torch.randn(16, 6))
@@ -205,7 +205,7 @@ def test_trained_fused_and_fused_afterwards_are_one_integer_graph(config: BitQua
         if isinstance(layer, BitLayer):
             layer.pack()
     assert torch.equal(packed(x), expected)
-    fuse_batchnorm(model)
+    model = fuse_batchnorm(model)
     assert not trains_fused(model)
     assert torch.equal(model(x), expected)
     again = lower(model, CONV_SHAPE)

@@ -124,7 +124,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path):
 def test_what_was_changed_after_building_is_kept(tmp_path: Path):
     """The file's layers say how they are quantized, not the preset that the model was built with."""
     model, x = small(None)
-    quantize(model, "bitnet-cnn", {"head": "bitnet"})
+    model = quantize(model, "bitnet-cnn", {"head": "bitnet"})
     expected = model(x)
     save_model(model, tmp_path / "m")
     assert torch.equal(load_model(tmp_path / "m")[0](x), expected)

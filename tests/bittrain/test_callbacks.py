@@ -225,7 +225,7 @@ def test_reestimated_statistics_are_those_of_the_batches(fused: bool) -> None:
     model = quantize(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)), "w8a8")
     model.train()(torch.randn(32, 5))
     if fused:
-        train_fused(model)
+        model = train_fused(model)
     layer, norm = model[0], model[0].batch_norm if fused else model[1]
     batches = [torch.randn(16, 5) for _ in range(4)]
     tracked = layer.activation_quantizer.source.range.clone()

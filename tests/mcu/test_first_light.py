@@ -158,7 +158,7 @@ def test_convolutions_need_no_multiplier(pow2: bool, tmp_path: Path) -> None:
     features = (4, "pool", "depthwise", 6, "pool")
     model = AutoBitModel.from_name("mcunet", config, {"last": "mcu-4bitsym-static"}, image_size=8, features=features)
     if pow2:
-        train_fused(model)
+        model = train_fused(model)
     x, _ = digits()
     model.train()(x[TEST : TEST + 64])
     graph, codes, _ = export(model.eval(), tmp_path / "export")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -35,13 +34,13 @@ class FusedBatchNorm(Callback):
         Raises:
             BitLabError: There is nothing to fuse.
         """
-        model = pl_module.model if self.start == 0 else copy.deepcopy(pl_module.model)
-        require(trains_fused(train_fused(model)), "fused-batch-norm", "no bit layer has a batch norm behind it")
+        fused = train_fused(pl_module.model, inplace=self.start == 0)
+        require(trains_fused(fused), "fused-batch-norm", "no bit layer has a batch norm behind it")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Classifier) -> None:
         """Fuses when its time has come; the parameters stay the same ones, so the optimizer keeps its hold on them."""
         if self.start == trainer.current_epoch > 0:
-            train_fused(pl_module.model)
+            train_fused(pl_module.model, inplace=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Classifier, batch: Any, batch_idx: int) -> None:
         """Keeps the statistics frozen."""
