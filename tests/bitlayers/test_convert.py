@@ -240,7 +240,7 @@ def test_where_nothing_can_be_quantized_it_says_why(case: str, convert_any: Call
 
 
 @pytest.mark.parametrize("convert_any", [lambda m: quantize(m, "bitnet"), convert_to_ternary, convert_to_ternary_p2])
-def test_layers_that_stay_float_unasked_are_named_in_a_warning(convert_any: Callable[[nn.Module], nn.Module]):
+def test_layers_that_stay_float_unasked_are_named_in_a_warning(convert_any: Callable[[Any], Any]):
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.LSTM(3, 3))
     with pytest.warns(UserWarning, match=r"stay float: '2' \(LSTM\): there is no bit layer for its type$") as caught:
         model = convert_any(model)
@@ -251,7 +251,7 @@ def test_layers_that_stay_float_unasked_are_named_in_a_warning(convert_any: Call
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
 
-CONVERSIONS_OF_MODELS: dict[str, Callable[..., nn.Module]] = {
+CONVERSIONS_OF_MODELS: dict[str, Callable[..., Any]] = {
     "quantize": lambda m, **more: quantize(m, "w8a8", **more),
     "pack": pack,
     "fuse_batchnorm": fuse_batchnorm,
@@ -268,7 +268,7 @@ def described(model: nn.Module) -> tuple[Any, ...]:
     return modules, configs(model), sorted(vars(model)), {n: t.clone() for n, t in model.state_dict().items()}
 
 
-def ready_for(name: str) -> nn.Sequential:
+def ready_for(name: str) -> Any:
     """A model for a conversion, with a tied weight, a buffer and a hook."""
     torch.manual_seed(3)
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
