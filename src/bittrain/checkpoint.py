@@ -22,7 +22,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         path: The ``.ckpt`` file.
 
     Raises:
-        BitLabError: It is missing, truncated, from another program, or holds a pickle payload (which is not executed).
+        BitLabError: It is missing, truncated, altered, from another program, or holds a pickle payload (which is not
+            executed).
     """
     path = Path(path)
     if not path.is_file():
@@ -30,6 +31,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         if not zipfile.is_zipfile(path):
             raise BitLabError(f"{path} is truncated or no checkpoint; use another one or train again")
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums that it writes
+            if (altered := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"the checksum of {altered} is not that of its content")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise BitLabError(
