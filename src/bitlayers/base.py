@@ -162,6 +162,7 @@ class BitLayer(PackedStorage):
         return self.activation_quantizer is not None and self.activation_quantizer.source.static
 
     def _forward_levels(self, x: Tensor) -> Tensor:
+        self._check_input(x)
         if self.weight_quantizer is None:
             x = x if self.activation_quantizer is None else self.activation_quantizer.quantize(x).dequantize()
             return self.operate(x, *self.latent())
@@ -179,6 +180,14 @@ class BitLayer(PackedStorage):
             return self._add_bias(self.accumulate(x, weight) * weight_scale).to(x.dtype)
         codes = self.activation_quantizer.quantize(x)
         return self.dequantize(self.accumulate(codes, weight), codes.scale * weight_scale).to(x.dtype)
+
+    def _check_input(self, x: Tensor) -> None:
+        """Results have the input's dtype, and kernels read memory where the weights are."""
+        if not x.is_floating_point():
+            raise BitLabError(f"the layer takes floating-point inputs, not {x.dtype}; convert them, with .float()")
+        weight = self.weight if self.weight_scale is None else self.weight_scale
+        if x.device != weight.device:
+            raise BitLabError(f"the layer is on {weight.device}, its input on {x.device}; move one of them")
 
     def accumulate(self, x: QTensor | Tensor, weight: QTensor | PackedTensor) -> Tensor:
         """Returns sums of products of weight levels and ``x``: exact integers (in any dtype) where ``x`` is levels."""

@@ -81,7 +81,7 @@ class BitLinear(FusedLayer, nn.Linear):
 
     def takes(self, x: Tensor) -> bool:
         """Always, or it raises an error."""
-        self._check_features(x.shape[-1])
+        self._check_features(x.shape[-1] if x.ndim else 0)
         return True
 
     def _fits_int32(self, weight: PackedTensor) -> bool:
@@ -98,7 +98,8 @@ class BitLinear(FusedLayer, nn.Linear):
         """As in `BitLayer`; packed weights run on the best kernel of this machine."""
         if not isinstance(weight, PackedTensor):
             return multiply_levels(x, weight.levels) if isinstance(x, Tensor) else super().accumulate(x, weight)
-        features = x.shape[-1] if isinstance(x, Tensor) else x.levels.shape[-1]
+        shape = x.shape if isinstance(x, Tensor) else x.levels.shape
+        features = shape[-1] if shape else 0
         self._check_features(features)
         if not isinstance(x, Tensor) and features * x.format.largest * weight.format.largest >= _INT32:
             return super().accumulate(x, weight)  # kernels sum in int32

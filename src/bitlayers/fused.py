@@ -63,7 +63,7 @@ class FusedLayer(BitLayer):
 
     def _forward_levels(self, x: Tensor) -> Tensor:
         fused, weight = self._fused, self.fused_weight()
-        if fused is None or weight is None or x.dtype != torch.float32 or not self.takes(x):
+        if fused is None or weight is None or x.dtype != torch.float32 or not x.is_cpu or not self.takes(x):
             return super()._forward_levels(x)
         scale, per_tensor = None, self._dynamic_per_tensor
         if per_tensor is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,14 +19,20 @@ from bitcore.engine.memory import aligned
 from bitcore.engine.plan import Plan
 from bitcore.engine.program import COutput, CProgram, CStep
 from bitcore.engine.steps import Step
+from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS, get_format
 from bitcore.graph import Conv2d, Graph, InputSpec, Node
 from bitcore.graph.ops import Ints
+from bitcore.kernels import gate
 from bitcore.kernels.linear import OPERATORS
 from bitcore.kernels.machine import check
 from bitcore.kernels.native import library
 from bitcore.kernels.registry import Kernel, KernelRegistry
 from bitcore.quantizers import PackedTensor
+
+_INT32_MAX = 2**31 - 1
+_MARK = 64  # bytes in front of tiles
+_BEHIND = 64  # and behind them: kernels read whole vectors
 
 
 class Geometry(NamedTuple):
@@ -47,13 +54,51 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, shape: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int) -> Geometry:
-        """Returns it from what torch's operators take."""
+        """Returns it from what torch's operators take.
+
+        Raises:
+            BitLabError: If there is no such convolution.
+        """
+        least = ((shape, 4, 1), (stride, 2, 1), (padding, 2, 0), (dilation, 2, 1), ((groups,), 1, 1))
+        if any(len(v) != n or min(v) < low or max(v) > _INT32_MAX for v, n, low in least) or shape[0] % groups:
+            raise BitLabError(
+                f"there is no convolution of a weight {shape} with stride {stride}, padding {padding}, "
+                f"dilation {dilation} and {groups} groups"
+            )
         pairs = [(v[0], v[1]) for v in (stride, padding, dilation)]
         return cls(tuple(shape), pairs[0], pairs[1], pairs[2], groups)
+
+    @property
+    def inputs(self) -> int:
+        """Channels of the input."""
+        return self.shape[1] * self.groups
 
 
 GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int groups"
 """How operators' schemas write the arguments of `Geometry.of`."""
+
+
+def expect_images(x: Tensor, tiles: Tensor, dtypes: tuple[torch.dtype, ...], g: Geometry) -> None:
+    """Raises unless images and tiles are what a convolution takes.
+
+    Raises:
+        BitLabError: If they are others, or images are smaller than the kernel.
+    """
+    gate.expect("x", x, dtypes, (None, g.inputs, None, None), x.device)
+    gate.expect("tiles", tiles, (torch.uint8,), (None,), x.device)
+    expect_result(x.shape[2:], g)
+
+
+def expect_result(size: Sequence[int], g: Geometry) -> list[int]:
+    """Returns height and width of the result, as `output_size`.
+
+    Raises:
+        BitLabError: If nothing would be left.
+    """
+    result = output_size(size, g)
+    if result[0] < 1 or result[1] < 1:
+        raise BitLabError(f"images of {size[0]} × {size[1]} are smaller than the kernel; pad or enlarge them")
+    return result
 
 
 def output_size(size: Sequence[int], g: Geometry) -> list[int]:
@@ -63,7 +108,7 @@ def output_size(size: Sequence[int], g: Geometry) -> list[int]:
 
 
 def _graph(g: Geometry, weight: str, activation: str, size: tuple[int, ...], levels: Ints | None = None) -> Graph:
-    spec = InputSpec((g.shape[1] * g.groups, *size), activation, 1.0)
+    spec = InputSpec((g.inputs, *size), activation, 1.0)
     if levels is None:  # any will do
         levels = np.full(g.shape, min(get_format(weight).levels, key=abs), np.int64)
     op = Conv2d(levels, weight, np.zeros(1, np.int64), g.stride, g.padding, g.dilation, g.groups)
@@ -71,10 +116,15 @@ def _graph(g: Geometry, weight: str, activation: str, size: tuple[int, ...], lev
 
 
 class Template(Engine):
-    """A program whose weights come with each call: its pointers are offsets into them."""
+    """A program whose weights come with each call: its pointers are offsets into them.
 
-    def __init__(self, graph: Graph) -> None:
-        self._at = 0
+    Args:
+        graph: The convolution.
+        mark: What its weights begin with (`_mark`).
+    """
+
+    def __init__(self, graph: Graph, mark: Tensor) -> None:
+        self._at, self._mark = len(mark), mark
         self._offsets: dict[str, int] = {}
         super().__init__(graph)
 
@@ -88,13 +138,21 @@ class Template(Engine):
         return at
 
     def program(self, machine: Tensor) -> CProgram:
-        """Returns the program with these weights, whose memory it uses."""
+        """Returns the program with these weights, whose memory it uses.
+
+        Raises:
+            BitLabError: If they were made for another convolution.
+        """
+        at = gate.address(machine)
+        fits = machine.shape == (self._at + _BEHIND,) and machine.dtype == torch.uint8 and machine.is_contiguous()
+        if at is None or not fits or not torch.equal(machine[: len(self._mark)], self._mark):
+            raise BitLabError("these tiles were made for another convolution, or for other formats")
         count = len(self.steps)
         steps = (CStep * count).from_buffer_copy(ctypes.string_at(self._program.steps, count * ctypes.sizeof(CStep)))
         program = CProgram.from_buffer_copy(self._program)
         program.steps = steps
         for name, offset in self._offsets.items():
-            setattr(steps[-1], name, machine.data_ptr() + offset)
+            setattr(steps[-1], name, at + offset)
         return program
 
     def convolve(self, x: Tensor, machine: Tensor) -> Tensor:
@@ -120,20 +178,40 @@ class Template(Engine):
 @lru_cache(maxsize=256)
 def template(g: Geometry, weight: str, activation: str, size: tuple[int, ...]) -> Template:
     """Returns the program of a convolution, but for its weights, for images of a size."""
-    return Template(_graph(g, weight, activation, size))
+    largest = get_format(weight).largest * get_format(activation).largest
+    if math.prod(g.shape[1:]) * largest > _INT32_MAX:
+        raise BitLabError(f"sums of {math.prod(g.shape[1:])} products up to {largest} leave int32; use fewer channels")
+    return Template(_graph(g, weight, activation, size), _mark(g, weight, activation))
+
+
+@lru_cache(maxsize=256)
+def _mark(g: Geometry, weight: str, activation: str) -> Tensor:
+    """What a weight begins with: for what it was made, as a digest of `_MARK` bytes.
+
+    Its bytes mean something else for another kernel, padding or format.
+    """
+    text = repr((*map(tuple, g[:4]), g.groups, weight, activation))
+    digest = hashlib.blake2b(text.encode(), digest_size=_MARK).digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
 
 
 def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
+    y = _conv2d_shape(x, machine, weight_format, activation, *geometry)
     made = template(Geometry.of(*geometry), weight_format, activation, tuple(x.shape[2:]))
+    gate.expect_levels("x", x, get_format(activation))
+    if not len(x):
+        return y
     if x.dtype not in (torch.int8, torch.uint8):
         x = x.to(torch.int32).contiguous()
     elif not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
-    return made.convolve(x, machine)
+    return made.convolve(x, machine.contiguous())
 
 
 def _conv2d_shape(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
     g = Geometry.of(*geometry)
+    expect_images(x, machine, gate.INTEGERS, g)
+    get_format(weight_format), get_format(activation)
     size = output_size(x.shape[2:], g)
     return x.new_empty((x.shape[0], *size, g.shape[0]), dtype=torch.int32).permute(0, 3, 1, 2)
 
@@ -161,8 +239,9 @@ class EngineConv2d(Kernel):
         size = tuple(d * (k - 1) + 1 for d, k in zip(g.dilation, g.shape[2:], strict=True))
         levels = weight.unpack().levels.numpy().astype(np.int64).reshape(g.shape)
         arrays = Plan(_graph(g, weight.format.name, activation_dtype, size, levels)).steps[-1].arrays
-        machine = torch.zeros(sum(aligned(a.nbytes) for a in arrays.values()) + 64, dtype=torch.uint8)
-        at = 0
+        mark = _mark(g, weight.format.name, activation_dtype)
+        at, behind = len(mark), sum(aligned(a.nbytes) for a in arrays.values()) + _BEHIND
+        machine = torch.cat([mark, torch.zeros(behind, dtype=torch.uint8)])
         for array in arrays.values():
             machine[at : at + array.nbytes] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
             at += aligned(array.nbytes)

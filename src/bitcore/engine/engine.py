@@ -15,12 +15,13 @@ from torch import Tensor
 from bitcore.engine.memory import place
 from bitcore.engine.plan import Plan, describe
 from bitcore.engine.posts import Post
-from bitcore.engine.program import CBlock, CBuffer, CPost, CProgram, CStep
+from bitcore.engine.program import PROBLEMS, CBlock, CBuffer, CPost, CProgram, CStep
 from bitcore.engine.steps import Step
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
+from bitcore.kernels import gate
 from bitcore.kernels.machine import check
 from bitcore.kernels.native import library, usable_sets
 
@@ -40,6 +41,7 @@ def _native() -> ctypes.CDLL | None:
     native.bit_engine_run.argtypes = [
         integer, pointer, pointer, integer, real, pointer, size, integer, pointer, pointer,
     ]  # fmt: skip
+    native.bit_program_check.argtypes = [pointer, pointer]
     native.bit_conv2d_float.argtypes = [
         integer, pointer, pointer, pointer, pointer, integer, pointer, size, size, integer, pointer,
     ]  # fmt: skip
@@ -76,7 +78,8 @@ class Engine:
         weight_bytes: Of all weights and constants, as they are held.
 
     Raises:
-        BitLabError: If it holds thresholds of accumulators that reach the ends of int32.
+        BitLabError: If it holds thresholds of accumulators that reach the ends of int32, or the native library finds
+            that a step would read or write beyond its memory.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -91,6 +94,8 @@ class Engine:
         offsets, self.arena_bytes = place(sizes, [(b.first, b.last) for b in plan.buffers])
         self._program = self._build(plan, offsets)
         self._native = _native()
+        if self._native is not None:
+            self._verify(self._native)
         self._interpreter = graph if self._native is None else None  # which holds every weight as int64
         if self._native is None:
             warnings.warn("the native kernels are missing: the interpreter runs instead", RuntimeWarning, stacklevel=2)
@@ -113,14 +118,13 @@ class Engine:
         it: their order is the model's.
 
         Raises:
-            BitLabError: If the input has another shape, or holds NaN.
+            BitLabError: If the input has another shape, is not on the CPU, or holds NaN.
         """
         spec = self.input
+        gate.expect("the input", x, (*gate.FLOATS, *gate.INTEGERS), (None, *spec.shape))
         fmt = get_format(spec.format)
         rounds = fmt.affine and fmt.step == 1 and spec.type.item_bytes == 1
         if self._native is not None and spec.scale is not None and rounds:
-            if tuple(x.shape[1:]) != tuple(spec.shape):
-                raise BitLabError(f"the input has shape {tuple(x.shape[1:])}; this network takes {tuple(spec.shape)}")
             outputs = self._call(x.detach().to(torch.float32).contiguous(), spec.scale)
         else:
             outputs = torch.from_numpy(self.run(spec.quantize(x.detach().float())))
@@ -150,7 +154,7 @@ class Engine:
             arena = self._arena(batch)
             assert self._native is not None
             error = self._native.bit_engine_run(
-                instruction_set(), ctypes.byref(program), x.data_ptr(), kind, scale, y.data_ptr(), batch,
+                instruction_set(), ctypes.byref(program), gate.address(x), kind, scale, y.data_ptr(), batch,
                 torch.get_num_threads(), arena.data_ptr(), None if seconds is None else seconds.data_ptr(),
             )  # fmt: skip
             self._arenas.append(arena)
@@ -168,6 +172,14 @@ class Engine:
             return torch.empty(count, dtype=torch.uint8)
         return arena if len(arena) >= count else torch.empty(count, dtype=torch.uint8)
 
+    def _verify(self, native: ctypes.CDLL) -> None:
+        """Has the native library check the program, once."""
+        step = ctypes.c_int64()
+        problem = native.bit_program_check(ctypes.byref(self._program), ctypes.byref(step))
+        if problem:
+            where = f"step {step.value} ({self.steps[step.value]['kind']}): " if step.value >= 0 else ""
+            raise BitLabError(f"the engine refuses this network: {where}{PROBLEMS[problem]}")
+
     # ---- the program ---------------------------------------------------------------------------------------------
 
     def _build(self, plan: Plan, offsets: Sequence[int]) -> CProgram:
@@ -184,18 +196,25 @@ class Engine:
         zeros = [torch.full((widest,), value, dtype=torch.int8) for value in (0, -128)]
         self._keep += [buffers, steps, zeros]
         step = get_format(self.input.format).step
-        program = CProgram(buffers, steps, len(steps), input=plan.input, low=kind.low, high=kind.high, step=step)
+        program = CProgram(
+            buffers, steps, len(buffers), len(steps), input=plan.input, low=kind.low, high=kind.high, step=step,
+            zeros_bytes=widest, arena_bytes=self.arena_bytes, output_bytes=buffers[plan.output].bytes,
+            border=plan.buffers[plan.input].border,
+        )  # fmt: skip
         program.zeros[:] = [z.data_ptr() for z in zeros]
-        program.border[:] = plan.buffers[plan.input].border
         return program
 
     def _step(self, step: Step) -> CStep:
         c = CStep(kind=int(step.kind), source=step.source, slots=step.slots, **{"planes": 1, **step.numbers})
         c.height, c.width = step.size
         for name, pair in step.pairs.items():
-            getattr(c, name)[:] = pair
+            setattr(c, name, tuple(pair))
         for name, array in step.arrays.items():
             setattr(c, name, self._hold(array))
+        c.weight_bytes = step.arrays["weight"].nbytes if "weight" in step.arrays else 0
+        c.constant_count, c.tap_sums_count = (
+            step.arrays[name].size if name in step.arrays else 0 for name in ("constant", "tap_sums")
+        )
         blocks = (CBlock * len(step.blocks))()
         for block, b in zip(blocks, step.blocks, strict=True):
             block.weight, block.first, block.rows, block.shape, block.channel = (
@@ -211,7 +230,9 @@ class Engine:
         return c
 
     def _post(self, post: Post) -> CPost:
-        return CPost(kind=int(post.kind), **post.numbers, **{name: self._hold(a) for name, a in post.arrays.items()})
+        arrays = {name: self._hold(array) for name, array in post.arrays.items()}
+        items = min((array.size for array in post.arrays.values()), default=0)
+        return CPost(kind=int(post.kind), items=items, **post.numbers, **arrays)
 
     def _hold(self, array: np.ndarray) -> int:
         """Keeps an array for as long as the engine lives, on a cache line, and returns its address."""

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitcore.engine.convolution import GEOMETRY, Geometry, Template, output_size, template
+from bitcore.engine.convolution import GEOMETRY, Geometry, Template, expect_images, expect_result, template
 from bitcore.engine.program import COutput, CProgram
 from bitcore.errors import BitLabError
+from bitcore.formats import get_format
+from bitcore.kernels import gate
 from bitcore.kernels.linear import OPERATORS
-from bitcore.kernels.simd import Fused, checked_scale
+from bitcore.kernels.simd import Fused, expect_layer, quantizes
 
 _SIZES = 64  # of images whose programs are kept
 
@@ -39,8 +41,10 @@ class FusedConv2d(Fused):
         bias: Tensor | None,
         bias_on_grid: bool,
     ) -> None:
+        if not quantizes(get_format(activation)):
+            raise BitLabError(f"no kernel rounds to the levels of {activation}; quantize first")
         super().__init__(tiles, geometry.shape[0], weight_scale, bias)
-        self.geometry, self.formats = geometry, (weight_format, activation)
+        self.geometry, self._channels, self.formats = geometry, geometry.inputs, (weight_format, activation)
         scale, bias_at = self.pointers[1:]
         self._output = COutput(
             weight_scale=scale, bias=bias_at, weight_scales=weight_scale.numel(), bias_on_grid=bias_on_grid
@@ -52,20 +56,20 @@ class FusedConv2d(Fused):
 
         The result lies in memory as torch's convolution leaves it: channels last where ``x`` does.
         """
-        if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1] != self.geometry.shape[1] * self.geometry.groups:
-            raise ValueError(f"float32 [samples, {self.geometry.shape[1]}, …] is needed, not {x.dtype} {list(x.shape)}")
+        if x.dtype != torch.float32 or x.ndim != 4 or x.shape[1] != self._channels or not x.is_cpu or x.is_neg():
+            gate.expect("x", x, (torch.float32,), (None, self._channels, None, None))
+            x = x.resolve_neg()
         layout = memory_format(x)
         x = x.contiguous(memory_format=layout)
         size = x.shape[2:]
-        height, width = output_size(size, self.geometry)
-        if height < 1 or width < 1:
-            raise BitLabError(f"images of {size[0]} × {size[1]} are smaller than the kernel; pad or enlarge them")
+        height, width = expect_result(size, self.geometry)
         y = torch.empty(len(x), self.outputs, height, width, dtype=x.dtype, memory_format=layout)
         if not len(x):
             return y
         count = -per_tensor
         if x_scale is not None:
-            x_scale = checked_scale(x_scale, len(x))
+            gate.expect_scales("x_scale", x_scale, len(x), "samples")
+            x_scale = x_scale.contiguous()
             count = x_scale.numel()
         made, program = self._programs.get(size) or self._program(size)
         last = layout == torch.channels_last
@@ -98,13 +102,19 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def _conv2d_float(x: Tensor, tiles: Tensor, weight_format: str, activation: str, *arguments: Any) -> Tensor:
     *geometry, per_tensor, x_scale, weight_scale, bias, bias_on_grid = arguments
+    _conv2d_float_shape(x, tiles, weight_format, activation, *arguments)
     layer = FusedConv2d(tiles, Geometry.of(*geometry), weight_format, activation, weight_scale, bias, bias_on_grid)
     return layer(x, x_scale, per_tensor)
 
 
 def _conv2d_float_shape(x: Tensor, tiles: Tensor, weight_format: str, activation: str, *arguments: Any) -> Tensor:
-    g = Geometry.of(*arguments[:5])
-    shape = x.shape[0], g.shape[0], *output_size(x.shape[2:], g)
+    g, (_, x_scale, weight_scale, bias, _) = Geometry.of(*arguments[:5]), arguments[5:]
+    get_format(weight_format), get_format(activation)
+    expect_images(x, tiles, (torch.float32,), g)
+    expect_layer(tiles, g.shape[0], weight_scale, bias, x.device)
+    if x_scale is not None:
+        gate.expect_scales("x_scale", x_scale, x.shape[0], "samples", x.device)
+    shape = x.shape[0], g.shape[0], *expect_result(x.shape[2:], g)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 

@@ -139,7 +139,8 @@ class NumberFormat:
         Raises:
             ValueError: If a code has no level.
         """
-        if codes.numel() and not torch.compiler.is_compiling():  # a compiled graph cannot branch on values
+        without_values = torch.compiler.is_compiling() or codes.is_meta  # a compiled graph cannot branch on them
+        if codes.numel() and not without_values:
             for code in (int(codes.min()), int(codes.max())):
                 if not 0 <= code < len(self.levels):
                     raise ValueError(f"{self.name} has no code {code}: corrupted data")

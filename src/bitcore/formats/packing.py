@@ -62,8 +62,8 @@ class Packing:
         words = data.to(torch.int64).unflatten(-1, (-1, self.word)) << self._byte_shifts(data.device)
         words = words.sum(-1)
         # A compiled graph cannot branch on values; it runs on what was unpacked, and so checked, before.
-        compiling = torch.compiler.is_compiling()
-        if words.numel() and not compiling and int(words.max()) >= self.radix**self.codes:
+        without_values = torch.compiler.is_compiling() or words.is_meta
+        if words.numel() and not without_values and int(words.max()) >= self.radix**self.codes:
             raise ValueError(f"a packed word holds more than {self.codes} codes of radix {self.radix}: corrupted data")
         return (words[..., None] // self._powers(data.device) % self.radix).to(torch.uint8).flatten(-2)[..., :n]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from bitcore.config import FLOAT
 from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS, get_format
+from bitcore.kernels import gate
 from bitcore.kernels.native import library
 from bitcore.kernels.registry import Kernel, KernelRegistry, takes_bytes
 from bitcore.quantizers import PackedTensor
@@ -18,22 +19,30 @@ OPERATORS = torch.library.Library("bitcore", "DEF")
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
 
+def _linear_shape(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
+    gate.expect("x", x, (*gate.INTEGERS, *gate.FLOATS), (..., None), x.device)
+    row_bytes = get_format(format_name).packing.row_bytes(x.shape[-1])
+    gate.expect("weight", weight, (torch.uint8,), (None, row_bytes), x.device)
+    dtype = x.dtype if x.is_floating_point() else torch.int32
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
+
+
+def _linear_portable_shape(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
+    gate.expect("x", x, gate.BYTES, (..., None), x.device)
+    return _linear_shape(x, weight, format_name)
+
+
 def _linear_portable(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
     native = library()
     if native is None:
         raise BitLabError("the native kernels are not installed; install a C compiler and reinstall bitlab")
-    inputs, row_bytes = x.shape[-1], get_format(format_name).packing.row_bytes(x.shape[-1])
-    if x.dtype not in (torch.int8, torch.uint8) or weight.dtype != torch.uint8 or weight.shape[1:] != (row_bytes,):
-        raise ValueError(
-            f"int8 or uint8 [..., {inputs}] times packed {format_name} takes weights uint8 [outputs, {row_bytes}], "
-            f"not {x.dtype} and {weight.dtype} {list(weight.shape)}"
-        )
+    y = _linear_portable_shape(x, weight, format_name)
+    gate.expect_sums(x, get_format(format_name).largest, x.shape[-1])
     x, weight = x.contiguous(), weight.contiguous()
-    y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=torch.int32)
     function = native.bit_linear_int8_portable if x.dtype == torch.int8 else native.bit_linear_uint8_portable
     failed = function(
-        _FORMAT_NUMBERS[format_name], weight.data_ptr(), row_bytes, x.data_ptr(), y.data_ptr(),
-        math.prod(x.shape[:-1]), weight.shape[0], inputs,
+        _FORMAT_NUMBERS[format_name], gate.address(weight), weight.shape[1], gate.address(x), y.data_ptr(),
+        math.prod(x.shape[:-1]), weight.shape[0], x.shape[-1],
     )  # fmt: skip
     if failed:
         raise BitLabError(f"the native library does not know the format {format_name}; reinstall bitlab")
@@ -41,25 +50,22 @@ def _linear_portable(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
 
 
 def _linear_torch(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
+    _linear_shape(x, weight, format_name)
     fmt = get_format(format_name)
     levels = fmt.decode(fmt.packing.unpack(weight, x.shape[-1]))
     if x.is_floating_point():
         return torch.nn.functional.linear(x, levels.to(x.dtype))
+    gate.expect_sums(x, fmt.largest, x.shape[-1])
     return torch.nn.functional.linear(x.double(), levels.double()).to(torch.int32)  # float64 sums are exact
 
 
-def _linear_shape(x: Tensor, weight: Tensor, format_name: str) -> Tensor:
-    dtype = x.dtype if x.is_floating_point() else torch.int32
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
-
-
-for _name, _function, _key in (
-    ("linear_portable", _linear_portable, "CPU"),
-    ("linear_torch", _linear_torch, "CompositeExplicitAutograd"),
+for _name, _function, _shape, _key in (
+    ("linear_portable", _linear_portable, _linear_portable_shape, "CPU"),
+    ("linear_torch", _linear_torch, _linear_shape, "CompositeExplicitAutograd"),
 ):
     OPERATORS.define(f"{_name}(Tensor x, Tensor weight, str format_name) -> Tensor")
     OPERATORS.impl(_name, _function, _key)
-    torch.library.register_fake(f"bitcore::{_name}", _linear_shape, lib=OPERATORS)
+    torch.library.register_fake(f"bitcore::{_name}", _shape, lib=OPERATORS)
 
 
 @KernelRegistry.register

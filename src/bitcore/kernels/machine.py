@@ -13,16 +13,21 @@ from torch import Tensor
 
 from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat
+from bitcore.kernels import gate
 from bitcore.kernels.native import library
 from bitcore.quantizers import PackedTensor, QTensor
 
 BITS_8, BITS_4, BITS_2, BITS_1, TERNARY, SIGNS = range(6)  # enum bit_layout
 _ERRORS = {
-    1: "the bytes are no weight of this shape in the machine's layout",
+    1: "the bytes are no weight of this shape and format in the machine's layout",
     2: "this machine lacks the instruction set; export the model again here, or set BITLAB_ISA=portable before packing",
     3: "out of memory",
     4: "a packed weight holds codes that its format does not have: corrupted data",
     5: "the machine's layout does not hold this format",
+    6: "weights prepared for signs take the levels -1 and +1 of binary activations, and no others",
+    7: "sums of products could leave int32, or a batch is too large; use fewer inputs, or smaller batches",
+    8: "the input has no values in this machine's memory (a tensor on another device, or one that was freed)",
+    9: "the engine's program takes no such input",
 }
 _HUGE_PAGE = 2**21
 
@@ -66,7 +71,8 @@ class PreparedTensor(PackedTensor):
 
 
 @lru_cache
-def _c_format(fmt: NumberFormat) -> _Format:
+def c_format(fmt: NumberFormat) -> _Format:
+    """Returns a format as native functions take it."""
     packing, step = fmt.packing, fmt.step if fmt.affine else 0
     levels = (ctypes.c_int16 * 256)(*fmt.levels)
     return _Format(packing.radix, packing.codes, packing.word, len(fmt.levels), step, levels)
@@ -76,12 +82,12 @@ def check(error: int) -> None:
     """Raises what a C function reports.
 
     Raises:
-        ValueError: If a weight and an input do not fit, or data are corrupted.
+        ValueError: If data are corrupted.
         MemoryError: If there is too little.
-        BitLabError: If the machine cannot do it.
+        BitLabError: If a weight and an input do not fit, or the machine cannot do it.
     """
     if error:
-        kind = {1: ValueError, 3: MemoryError, 4: ValueError}.get(error, BitLabError)
+        kind = {3: MemoryError, 4: ValueError}.get(error, BitLabError)
         raise kind(_ERRORS[error])
 
 
@@ -116,14 +122,16 @@ def prepare(weight: PackedTensor, signs: bool = False, dense: bool = False) -> T
         ValueError: If the data hold no codes of the format.
     """
     native = _native()
+    gate.expect("a packed weight", weight.data, (torch.uint8,), (None, None))
     outputs, inputs = weight.shape[0], math.prod(weight.shape[1:])
     data = weight.data if weight.data.stride(-1) == 1 or not weight.data.numel() else weight.data.contiguous()
     if data.shape != (outputs, weight.format.packing.row_bytes(inputs)):
         raise ValueError(f"{outputs} rows of {inputs} codes take other bytes than {list(data.shape)}")
     kind = layout(weight.format, outputs, signs, dense)
     machine = _aligned(native.bit_prepared_bytes(kind, outputs, inputs))
-    c_format = ctypes.byref(_c_format(weight.format))
-    check(native.bit_prepare(c_format, kind, data.data_ptr(), data.stride(0), outputs, inputs, machine.data_ptr()))
+    memory = gate.address(data), data.stride(0)
+    fmt = ctypes.byref(c_format(weight.format))
+    check(native.bit_prepare(fmt, kind, *memory, outputs, inputs, machine.data_ptr()))
     return machine
 
 
@@ -134,11 +142,23 @@ def unprepare(machine: Tensor, fmt: NumberFormat, shape: tuple[int, ...]) -> Ten
         ValueError: If it is no weight of that shape.
     """
     outputs, inputs = shape[0], math.prod(shape[1:])
+    memory: tuple[int | None, ...] = memory_of(machine)
     data = torch.empty(outputs, fmt.packing.row_bytes(inputs), dtype=torch.uint8)
-    c_format = ctypes.byref(_c_format(fmt))
-    arguments = (machine.data_ptr(), outputs, inputs, data.data_ptr(), data.shape[1])
-    check(_native().bit_unprepare(c_format, *arguments))
+    memory += outputs, inputs, data.data_ptr(), data.shape[1]
+    check(_native().bit_unprepare(ctypes.byref(c_format(fmt)), *memory))
     return data
+
+
+def memory_of(machine: Tensor) -> tuple[int | None, int]:
+    """Returns where a weight in the machine's layout begins, and its bytes, as native functions take it.
+
+    Raises:
+        BitLabError: If it is no contiguous uint8 ``[bytes]`` of the CPU's.
+    """
+    gate.expect("a weight in the machine's layout", machine, (torch.uint8,), (None,))
+    if not machine.is_contiguous():
+        raise BitLabError("a weight in the machine's layout must be contiguous, as `prepare` returns it")
+    return gate.address(machine), machine.numel()
 
 
 def levels(machine: Tensor, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor:
@@ -147,8 +167,9 @@ def levels(machine: Tensor, fmt: NumberFormat, shape: tuple[int, int]) -> Tensor
     Raises:
         ValueError: If it is no weight of that shape.
     """
+    memory = memory_of(machine)
     result = torch.empty(shape, dtype=torch.float32)
-    check(_native().bit_levels(ctypes.byref(_c_format(fmt)), machine.data_ptr(), *shape, result.data_ptr()))
+    check(_native().bit_levels(ctypes.byref(c_format(fmt)), *memory, *shape, result.data_ptr()))
     return result
 
 

@@ -23,11 +23,11 @@ _SIGNATURES: dict[str, list[type]] = {
 _SIMD_SIGNATURES: dict[str, list[type]] = {
     "bit_isa_supported": [_INT],
     "bit_prepare": [_POINTER, _INT, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER],
-    "bit_unprepare": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE],
-    "bit_levels": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER],
-    "bit_linear_real": [_INT, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
+    "bit_unprepare": [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE],
+    "bit_levels": [_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER],
+    "bit_linear_real": [_INT, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
     "bit_linear_levels": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
-    "bit_linear_int8_simd": [_INT, _POINTER, _POINTER, _FLAG, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
+    "bit_linear_int8_simd": [_INT, _POINTER, _SIZE, _POINTER, _FLAG, _POINTER, _SIZE, _SIZE, _SIZE, _INT],
     "bit_linear_float_simd": [_POINTER, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _SIZE],
 }
 

@@ -8,7 +8,9 @@ count, torch multiplies the levels.
 
 from __future__ import annotations
 
+import ctypes
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.nn.functional import linear
 
 from bitcore.config import FLOAT
 from bitcore.formats import get_format
-from bitcore.kernels import machine
+from bitcore.kernels import gate, machine
 from bitcore.kernels.linear import OPERATORS
 from bitcore.kernels.native import library, usable_sets
 from bitcore.kernels.registry import Kernel, KernelRegistry
@@ -33,44 +35,61 @@ def _in_order(x: Tensor) -> bool:
     return few and hasattr(library(), "bit_linear_real") and not torch.is_autocast_enabled("cpu")
 
 
+@lru_cache
+def _c_format(name: str) -> Any:
+    return ctypes.byref(machine.c_format(get_format(name)))
+
+
+def _decode_shape(weight: Tensor, format_name: str, outputs: int, inputs: int) -> Tensor:
+    gate.expect("weight", weight, (torch.uint8,), (None,), weight.device)
+    get_format(format_name)
+    gate.expect_count("outputs", outputs)
+    gate.expect_count("inputs", inputs)
+    return weight.new_empty((outputs, inputs), dtype=torch.float32)
+
+
 def _decode(weight: Tensor, format_name: str, outputs: int, inputs: int) -> Tensor:
-    return machine.levels(weight, get_format(format_name), (outputs, inputs))
+    _decode_shape(weight, format_name, outputs, inputs)
+    return machine.levels(weight.contiguous(), get_format(format_name), (outputs, inputs))
+
+
+def _linear_real_shape(x: Tensor, weight: Tensor, format_name: str, outputs: int) -> Tensor:
+    gate.expect("x", x, gate.FLOATS, (..., None), x.device)
+    gate.expect("weight", weight, (torch.uint8,), (None,), x.device)
+    get_format(format_name)
+    gate.expect_count("outputs", outputs)
+    return x.new_empty((*x.shape[:-1], outputs))
 
 
 def _linear_real(x: Tensor, weight: Tensor, format_name: str, outputs: int) -> Tensor:
     if not _in_order(x):
+        _linear_real_shape(x, weight, format_name, outputs)
         return linear(x, _decode(weight, format_name, outputs, x.shape[-1]).to(x.dtype))
-    native, x, weight = library(), x.contiguous(), weight.contiguous()
+    y = _linear_real_shape(x, weight, format_name, outputs)
+    native, x, rows = library(), x.contiguous(), math.prod(x.shape[:-1])
     assert native is not None
-    y, rows = x.new_empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
     number = next(iter(usable_sets().values()), _PORTABLE)
-    arguments = (number, weight.data_ptr(), x.data_ptr(), y.data_ptr(), rows, outputs, x.shape[-1])
-    machine.check(native.bit_linear_real(*arguments, torch.get_num_threads()))
+    memory = (*machine.memory_of(weight.contiguous()), x.data_ptr(), y.data_ptr())
+    sizes = (rows, outputs, x.shape[-1], torch.get_num_threads())
+    machine.check(native.bit_linear_real(number, _c_format(format_name), *memory, *sizes))
     return y
+
+
+def _linear_levels_shape(x: Tensor, levels: Tensor) -> Tensor:
+    gate.expect("levels", levels, gate.FLOATS, (None, None), x.device)
+    gate.expect("x", x, gate.FLOATS, (..., levels.shape[1]), x.device)
+    return x.new_empty((*x.shape[:-1], levels.shape[0]))
 
 
 def _linear_levels(x: Tensor, levels: Tensor) -> Tensor:
-    outputs, inputs = levels.shape
-    if not _in_order(x) or x.shape[-1] != inputs:  # which torch refuses
+    y = _linear_levels_shape(x, levels)
+    if not _in_order(x):
         return linear(x, levels.to(x.dtype))
-    native, x, levels = library(), x.contiguous(), levels.float().contiguous()
+    native, x, levels, rows = library(), x.contiguous(), levels.float().contiguous(), math.prod(x.shape[:-1])
     assert native is not None
-    y, rows = x.new_empty(*x.shape[:-1], outputs), math.prod(x.shape[:-1])
     pointers = (levels.data_ptr(), x.data_ptr(), y.data_ptr())
-    machine.check(native.bit_linear_levels(*pointers, rows, outputs, inputs, torch.get_num_threads()))
+    machine.check(native.bit_linear_levels(*pointers, rows, *levels.shape, torch.get_num_threads()))
     return y
-
-
-def _shape_of_decode(weight: Tensor, format_name: str, outputs: int, inputs: int) -> Tensor:
-    return weight.new_empty((outputs, inputs), dtype=torch.float32)
-
-
-def _shape_of_real(x: Tensor, weight: Tensor, format_name: str, outputs: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], outputs))
-
-
-def _shape_of_levels(x: Tensor, levels: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], levels.shape[0]))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,10 +107,10 @@ def _gradient_of_levels(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]
 
 
 for _name, _arguments, _function, _shape, _gradient, _key in (
-    ("decode", "Tensor weight, str format_name, SymInt outputs, SymInt inputs", _decode, _shape_of_decode, None, "CPU"),
-    ("linear_real", "Tensor x, Tensor weight, str format_name, SymInt outputs", _linear_real, _shape_of_real,
+    ("decode", "Tensor weight, str format_name, SymInt outputs, SymInt inputs", _decode, _decode_shape, None, "CPU"),
+    ("linear_real", "Tensor x, Tensor weight, str format_name, SymInt outputs", _linear_real, _linear_real_shape,
      _gradient_of_real, "CPU"),
-    ("linear_levels", "Tensor x, Tensor levels", _linear_levels, _shape_of_levels, _gradient_of_levels, "CPU"),
+    ("linear_levels", "Tensor x, Tensor levels", _linear_levels, _linear_levels_shape, _gradient_of_levels, "CPU"),
 ):  # fmt: skip
     OPERATORS.define(f"{_name}({_arguments}) -> Tensor")
     OPERATORS.impl(_name, _function, _key)

@@ -16,7 +16,7 @@ from torch import Tensor
 from bitcore.config import FLOAT
 from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat, get_format
-from bitcore.kernels import machine
+from bitcore.kernels import gate, machine
 from bitcore.kernels.linear import OPERATORS
 from bitcore.kernels.native import library, usable_sets
 from bitcore.kernels.registry import Kernel, KernelRegistry, takes_bytes
@@ -35,17 +35,21 @@ def _number(isa: str) -> int:
     return sets[isa] if isa else next(iter(sets.values()))
 
 
+def _linear_shape(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Tensor:
+    gate.expect("x", x, gate.BYTES, (..., None), x.device)
+    gate.expect("weight", weight, (torch.uint8,), (None,), x.device)
+    gate.expect_count("outputs", outputs)
+    return x.new_empty((*x.shape[:-1], outputs), dtype=torch.int32)
+
+
 def _linear(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Tensor:
-    if x.dtype not in (torch.int8, torch.uint8):
-        raise ValueError(f"int8 or uint8 activations are needed, not {x.dtype}")
-    inputs, number, native = x.shape[-1], _number(isa), library()
+    y, number, native = _linear_shape(x, weight, outputs), _number(isa), library()
     assert native is not None
-    x, weight = x.contiguous(), weight.contiguous()
-    y, rows = torch.empty((*x.shape[:-1], outputs), dtype=torch.int32), math.prod(x.shape[:-1])
+    x, memory = x.contiguous(), machine.memory_of(weight.contiguous())
     machine.check(
         native.bit_linear_int8_simd(
-            number, weight.data_ptr(), x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(), rows, outputs, inputs,
-            torch.get_num_threads(),
+            number, *memory, x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(), math.prod(x.shape[:-1]), outputs,
+            x.shape[-1], torch.get_num_threads(),
         )
     )  # fmt: skip
     return y
@@ -56,6 +60,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         ("prepared", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("weight_scale", ctypes.c_void_p),
@@ -80,13 +85,10 @@ class Fused:
     """
 
     def __init__(self, weight: Tensor, outputs: int, weight_scale: Tensor, bias: Tensor | None) -> None:
-        if weight_scale.numel() not in (1, outputs) or weight_scale.dtype != torch.float32:
-            raise ValueError(f"{weight_scale.numel()} weight scales of {weight_scale.dtype} for {outputs} outputs")
-        if bias is not None and (bias.dtype != torch.float32 or bias.shape != (outputs,)):
-            raise ValueError(f"a bias {list(bias.shape)} of {bias.dtype} for {outputs} outputs")
+        expect_layer(weight, outputs, weight_scale, bias, gate.CPU)
         tensors = [weight.contiguous(), weight_scale.contiguous(), None if bias is None else bias.contiguous()]
         self.tensors = tensors  # their memory is in use
-        self.pointers = [None if t is None else t.data_ptr() for t in tensors]
+        self.pointers = [gate.address(t) for t in tensors]
         self.outputs = outputs
 
     def uses(self, weight: Tensor, weight_scale: Tensor | None, bias: Tensor | None) -> bool:
@@ -110,15 +112,17 @@ class Fused:
         raise NotImplementedError
 
 
-def checked_scale(x_scale: Tensor, rows: int) -> Tensor:
-    """Returns scales of ``rows`` rows or samples, one or one each, as kernels take them.
+def expect_layer(weight: Tensor, outputs: int, weight_scale: Tensor, bias: Tensor | None, device: torch.device) -> None:
+    """Raises unless a layer's tensors are what `Fused` takes.
 
     Raises:
-        ValueError: If they are others.
+        BitLabError: If they are others.
     """
-    if x_scale.numel() not in (1, rows) or x_scale.dtype != torch.float32:
-        raise ValueError(f"{x_scale.numel()} scales of {x_scale.dtype} for {rows} rows")
-    return x_scale.contiguous()
+    gate.expect_count("outputs", outputs)
+    gate.expect("weight", weight, (torch.uint8,), (None,), device)
+    gate.expect_scales("weight_scale", weight_scale, outputs, "outputs", device)
+    if bias is not None:
+        gate.expect("bias", bias, (torch.float32,), (outputs,), device)
 
 
 class FusedLinear(Fused):
@@ -148,29 +152,33 @@ class FusedLinear(Fused):
         bias_on_grid: bool,
         isa: str = "",
     ) -> None:
+        if not quantizes(activation):
+            raise BitLabError(f"no kernel rounds to the levels of {activation.name}; quantize first")
         number, native = _number(isa), library()
         assert native is not None
         super().__init__(weight, outputs, weight_scale, bias)
         self.inputs = inputs
         self._bytes = weight.numel()
         self._layer = _Layer(
-            self.pointers[0], outputs, inputs, self.pointers[1], weight_scale.numel(), self.pointers[2], number,
-            activation.low, activation.high, activation.step, bias_on_grid,
+            self.pointers[0], self._bytes, outputs, inputs, self.pointers[1], weight_scale.numel(), self.pointers[2],
+            number, activation.low, activation.high, activation.step, bias_on_grid,
         )  # fmt: skip
         self._address, self._function = ctypes.addressof(self._layer), native.bit_linear_float_simd
 
     def __call__(self, x: Tensor, x_scale: Tensor | None = None, per_tensor: bool = False) -> Tensor:
         """Applies the layer to float32 ``[..., inputs]``."""
         shape = x.shape
-        if x.dtype != torch.float32 or shape[-1] != self.inputs:
-            raise ValueError(f"float32 [..., {self.inputs}] is needed, not {x.dtype} {list(shape)}")
+        if x.dtype != torch.float32 or shape[-1] != self.inputs or not x.is_cpu or x.is_neg():
+            gate.expect("x", x, (torch.float32,), (..., self.inputs))
+            x = x.resolve_neg()
         x = x.contiguous()
         y = torch.empty(*shape[:-1], self.outputs, dtype=x.dtype)
         rows = math.prod(shape[:-1])
         address, count = None, -per_tensor
         if x_scale is not None:
-            x_scale = checked_scale(x_scale, rows)
-            address, count = x_scale.data_ptr(), x_scale.numel()
+            gate.expect_scales("x_scale", x_scale, rows, "rows")
+            x_scale = x_scale.contiguous()
+            address, count = gate.address(x_scale), x_scale.numel()
         threads = torch.get_num_threads() if rows * self._bytes > _SPLIT else 1
         error = self._function(self._address, x.data_ptr(), y.data_ptr(), rows, threads, address, count)
         if error:
@@ -190,16 +198,28 @@ def _linear_float(
     bias_on_grid: bool,
     isa: str = "",
 ) -> Tensor:
+    _linear_float_shape(x, weight, outputs, activation, per_tensor, x_scale, weight_scale, bias)
     fmt = get_format(activation)
     layer = FusedLinear(weight, x.shape[-1], outputs, fmt, weight_scale, bias, bias_on_grid, isa)
     return layer(x, x_scale, per_tensor)
 
 
-def _linear_shape(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Tensor:
-    return x.new_empty((*x.shape[:-1], outputs), dtype=torch.int32)
-
-
-def _linear_float_shape(x: Tensor, weight: Tensor, outputs: int, *args: object) -> Tensor:
+def _linear_float_shape(
+    x: Tensor,
+    weight: Tensor,
+    outputs: int,
+    activation: str,
+    per_tensor: bool,
+    x_scale: Tensor | None,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    *others: object,
+) -> Tensor:
+    gate.expect("x", x, (torch.float32,), (..., None), x.device)
+    expect_layer(weight, outputs, weight_scale, bias, x.device)
+    get_format(activation)
+    if x_scale is not None:
+        gate.expect_scales("x_scale", x_scale, math.prod(x.shape[:-1]), "rows", x.device)
     return x.new_empty((*x.shape[:-1], outputs))
 
 

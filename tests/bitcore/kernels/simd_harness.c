@@ -43,12 +43,12 @@ static float nearest(float u, const int *range) {
 }
 
 /* Whether products of float activations differ from sums in their one order, of packed or of plain levels. */
-static int real_differs(int isa, const struct bit_format *f, const uint8_t *prepared, const uint8_t *codes,
-                        const float *x, int64_t rows, int64_t outputs, int64_t inputs) {
+static int real_differs(int isa, const struct bit_format *f, const uint8_t *prepared, int64_t size,
+                        const uint8_t *codes, const float *x, int64_t rows, int64_t outputs, int64_t inputs) {
     float *levels = malloc(sizeof(float) * (size_t)(outputs * inputs + 1));
     float *y = malloc(sizeof(float) * (size_t)(2 * rows * outputs)), *again = y + rows * outputs;
-    int bad = bit_levels(f, prepared, outputs, inputs, levels) ||
-              bit_linear_real(isa, prepared, x, y, rows, outputs, inputs, 2) ||
+    int bad = bit_levels(f, prepared, size, outputs, inputs, levels) ||
+              bit_linear_real(isa, f, prepared, size, x, y, rows, outputs, inputs, 2) ||
               bit_linear_levels(levels, x, again, rows, outputs, inputs, 2);
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t o = 0; o < outputs; o++) {
@@ -94,9 +94,10 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
         weight_scale[i] = 0.01f * (float)(i + 1);
         bias[i] = (float)draw(1000) * 0.37f - 100;
     }
-    if (posix_memalign((void **)&prepared, 64, (size_t)bit_prepared_bytes(layout, outputs, inputs)) ||
+    const int64_t size = bit_prepared_bytes(layout, outputs, inputs);
+    if (posix_memalign((void **)&prepared, 64, (size_t)size) ||
         bit_prepare(f, layout, packed, row_bytes, outputs, inputs, prepared) ||
-        bit_unprepare(f, prepared, outputs, inputs, again, row_bytes) ||
+        bit_unprepare(f, prepared, size, outputs, inputs, again, row_bytes) ||
         memcmp(packed, again, (size_t)(outputs * row_bytes))) {
         printf("layout %d does not give a weight back\n", layout);
         return 1;
@@ -115,9 +116,9 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
             }
         }
     }
-    const struct bit_linear_layer layer = {prepared, outputs,  inputs,   weight_scale, outputs,        bias,
-                                           isa,      range[0], range[1], range[2],     extreme ? 1 : 0};
-    const int error = kind < 2 ? bit_linear_int8_simd(isa, prepared, bytes, kind, sums, rows, outputs, inputs, 2)
+    const struct bit_linear_layer layer = {prepared, size, outputs,  inputs,   weight_scale, outputs,
+                                           bias,     isa,  range[0], range[1], range[2],     extreme ? 1 : 0};
+    const int error = kind < 2 ? bit_linear_int8_simd(isa, prepared, size, bytes, kind, sums, rows, outputs, inputs, 2)
                                : bit_linear_float_simd(&layer, reals, y, rows, 2, scale, rows);
     for (int64_t row = 0; row < rows && !bad; row++) {
         for (int64_t o = 0; o < outputs && !bad; o++) {
@@ -137,7 +138,7 @@ static int compare(int isa, const struct bit_format *f, int layout, int shape, i
         }
     }
     if (kind >= 2 && !signs && layout != BIT_LAYOUT_TERNARY) {
-        bad |= real_differs(isa, f, prepared, codes, reals, rows, outputs, inputs);
+        bad |= real_differs(isa, f, prepared, size, codes, reals, rows, outputs, inputs);
     }
     if (bad || error) {
         printf("%s layout %d, %ld x %ld x %ld, activation %d, extreme %d: error %d\n", bit_isa_name(isa), layout,

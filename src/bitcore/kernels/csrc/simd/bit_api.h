@@ -12,11 +12,15 @@
 
 enum bit_error {
     BIT_OK,
-    BIT_BAD_WEIGHT, /* not a prepared weight of this shape */
+    BIT_BAD_WEIGHT, /* not a prepared weight of this shape and format */
     BIT_NO_ISA,     /* this machine lacks the instruction set */
     BIT_NO_MEMORY,
-    BIT_BAD_CODE,  /* packed data hold a code that the format does not have */
-    BIT_BAD_FORMAT /* the layout cannot hold the format */
+    BIT_BAD_CODE,   /* packed data hold a code that the format does not have */
+    BIT_BAD_FORMAT, /* the layout cannot hold the format */
+    BIT_BAD_INPUT,  /* weights for signs meet other activations */
+    BIT_TOO_LARGE,  /* sums could leave int32, or sizes what is counted */
+    BIT_NO_DATA,    /* no memory where there should be values */
+    BIT_BAD_PROGRAM /* of the engine: see bit_program_check */
 };
 
 /* A number format as Python defines it: the packing, and the level of each code. */
@@ -31,27 +35,28 @@ struct bit_format {
 BIT_API const char *bit_isa_name(int isa);
 BIT_API int bit_isa_supported(int isa);
 
-/* The bytes that a weight takes in a layout (enum bit_layout). */
+/* The bytes that a weight takes in a layout (enum bit_layout); -1 if there is no such layout or size. */
 BIT_API int64_t bit_prepared_bytes(int layout, int64_t outputs, int64_t inputs);
 
-/* Packed rows (row_stride bytes apart) to the machine layout, and back. */
+/* Packed rows (row_stride bytes apart) to the machine layout, and back. `bytes`: of the prepared weight, so that one of
+ * another shape is refused and not read. */
 BIT_API int bit_prepare(const struct bit_format *format, int layout, const uint8_t *packed, int64_t row_stride,
                         int64_t outputs, int64_t inputs, uint8_t *prepared);
-BIT_API int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
-                          uint8_t *packed, int64_t row_stride);
+BIT_API int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t bytes, int64_t outputs,
+                          int64_t inputs, uint8_t *packed, int64_t row_stride);
 /* The levels of a prepared weight, [outputs][inputs]. */
-BIT_API int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
-                       float *levels);
+BIT_API int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t bytes, int64_t outputs,
+                       int64_t inputs, float *levels);
 
 /* y[rows][outputs] = x[rows][inputs] times the weight, as int32 sums of levels. x: int8, or uint8. */
-BIT_API int bit_linear_int8_simd(int isa, const uint8_t *prepared, const void *x, int is_unsigned, int32_t *y,
-                                 int64_t rows, int64_t outputs, int64_t inputs, int threads);
+BIT_API int bit_linear_int8_simd(int isa, const uint8_t *prepared, int64_t bytes, const void *x, int is_unsigned,
+                                 int32_t *y, int64_t rows, int64_t outputs, int64_t inputs, int threads);
 
 /* A layer: x is divided by its scale, rounded to levels low ... high (all integers, or with step 2 the odd ones),
  * multiplied, and scaled by (x scale * weight scale), bias added. */
 struct bit_linear_layer {
     const uint8_t *prepared;
-    int64_t outputs, inputs;
+    int64_t bytes, outputs, inputs;
     const float *weight_scale;
     int64_t weight_scales; /* 1, or one an output */
     const float *bias;     /* one an output, or NULL */
@@ -67,8 +72,8 @@ BIT_API int bit_linear_float_simd(const struct bit_linear_layer *layer, const fl
 /* y[rows][outputs] = float x[rows][inputs] times the levels of a weight (not in the layouts of 1.6 bits and of signs),
  * prepared or plain [outputs][inputs]: sums in the one order of bit_reals.h. An instruction set that this machine lacks
  * stands for portable C. */
-BIT_API int bit_linear_real(int isa, const uint8_t *prepared, const float *x, float *y, int64_t rows, int64_t outputs,
-                            int64_t inputs, int threads);
+BIT_API int bit_linear_real(int isa, const struct bit_format *format, const uint8_t *prepared, int64_t bytes,
+                            const float *x, float *y, int64_t rows, int64_t outputs, int64_t inputs, int threads);
 BIT_API int bit_linear_levels(const float *levels, const float *x, float *y, int64_t rows, int64_t outputs,
                               int64_t inputs, int threads);
 

@@ -45,7 +45,8 @@ struct bit_post {
     int32_t low, high; /* threshold: the first result, and the step */
     int32_t in_double; /* double arithmetic on the intermediate results is exact, and the result fits int32 */
     int64_t count;     /* thresholds of a channel */
-    int64_t channels;  /* parameters of a kind, with padding */
+    int64_t channels;  /* threshold: from one to the next of a channel */
+    int64_t items;     /* of each array */
     const double *factor, *addend; /* multiplier / 2**shift, bias / 2**shift */
     const int64_t *multiplier, *bias, *shift;
     const int32_t *table; /* thresholds [count][channels], then signs [channels]; or the 256 entries of a lookup */

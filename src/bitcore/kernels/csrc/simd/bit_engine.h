@@ -49,6 +49,7 @@ struct bit_step {
     int64_t length;        /* bytes of a tap */
     int64_t units;         /* of a tap: of 4 bytes; for signs: words */
     int64_t stride_weight; /* depthwise: int16 elements from tap to tap; count: int32 elements of tap_sums likewise */
+    int64_t weight_bytes, constant_count, tap_sums_count; /* how long the arrays are */
     const uint8_t *weight;
     const int32_t *constant; /* one a channel, padded */
     const int32_t *tap_sums; /* count: sums of levels, [taps][channels] */
@@ -60,12 +61,14 @@ struct bit_step {
 struct bit_program {
     const struct bit_buffer *buffers;
     const struct bit_step *steps;
-    int64_t step_count;
+    int64_t buffer_count, step_count;
     const int8_t *zeros[2]; /* bytes 0; bytes -128 */
-    int32_t input;          /* buffer */
-    int32_t border[2];      /* of zeros around it, within its height and width */
-    int32_t low, high;      /* of the input's levels, */
-    int32_t step;           /* which are all integers, or the odd ones */
+    int64_t zeros_bytes;
+    int64_t arena_bytes, output_bytes; /* of a sample; behind the arena, 4096 more may be read */
+    int32_t input;                     /* buffer */
+    int32_t border[2];                 /* of zeros around it, within its height and width */
+    int32_t low, high;                 /* of the input's levels, */
+    int32_t step; /* which are all integers, or the odd ones (2); 0: others, to which no floats are rounded */
 };
 
 enum bit_input_kind {
@@ -101,9 +104,27 @@ static inline uint8_t *bit_sample(const struct bit_run *run, int buffer, int64_t
     return (b->at < 0 ? (uint8_t *)run->output : run->arena + run->batch * b->at) + sample * b->bytes;
 }
 
+enum bit_problem {
+    BIT_NO_PROBLEM,
+    BIT_PROBLEM_BUFFER,  /* a buffer has impossible sizes, or lies beyond the arena */
+    BIT_PROBLEM_INPUT,   /* so has the input, or its levels do not fit it */
+    BIT_PROBLEM_OUTPUT,  /* the output is not, or not wholly, written */
+    BIT_PROBLEM_STEP,    /* there is no such step */
+    BIT_PROBLEM_SOURCE,  /* a step reads what no step before it writes */
+    BIT_PROBLEM_TARGET,  /* its result does not fit where it goes */
+    BIT_PROBLEM_WINDOW,  /* kernel, stride, padding and dilation do not lead from the source's size to the result's */
+    BIT_PROBLEM_BLOCKS,  /* blocks of channels overlap, leave gaps, or are not those of the source */
+    BIT_PROBLEM_WEIGHTS, /* weights are shorter than what reads them, or of another layout */
+    BIT_PROBLEM_POST     /* what follows has too few parameters, impossible ones, or a buffer of another size */
+};
+
+/* Whether a program may run; the problem, and the step that has it (-1: none of them). It is not checked again when it
+ * runs. */
+BIT_API int bit_program_check(const struct bit_program *program, int64_t *step);
+
 /* Runs a program on `batch` samples: input levels, or floats (then divided by `scale` and rounded to levels), channels
  * first; output int32, channels last. `seconds`, if not NULL: adds what the input and each step took.
- * BIT_BAD_CODE: an input is NaN. */
+ * BIT_BAD_CODE: an input is NaN. BIT_NO_DATA: there is no input. BIT_BAD_PROGRAM: its input is of another kind. */
 BIT_API int bit_engine_run(int isa, const struct bit_program *program, const void *input, int kind, float scale,
                            int32_t *output, int64_t batch, int threads, uint8_t *arena, double *seconds);
 

@@ -77,16 +77,20 @@ static void multiply_levels(void *job, int64_t part, void *scratch) {
     }
 }
 
-int bit_linear_real(int isa, const uint8_t *prepared, const float *x, float *y, int64_t rows, int64_t outputs,
-                    int64_t inputs, int threads) {
+int bit_linear_real(int isa, const struct bit_format *format, const uint8_t *prepared, int64_t bytes, const float *x,
+                    float *y, int64_t rows, int64_t outputs, int64_t inputs, int threads) {
     const struct bit_isa *set = bit_isa_get(isa);
-    struct product p = {.real = set ? set->real : bit_real, .prepared = bit_prepared_check(prepared, outputs, inputs)};
+    struct product p = {.real = set ? set->real : bit_real,
+                        .prepared = bit_prepared_of(format, prepared, bytes, outputs, inputs)};
     if (p.prepared == NULL) {
         return BIT_BAD_WEIGHT;
     }
     const int error = describe(&p.weight, p.prepared);
     if (error || rows == 0 || outputs == 0) {
         return error;
+    }
+    if (x == NULL && inputs > 0) {
+        return BIT_NO_DATA;
     }
     p.stride = p.prepared->units * BIT_UNIT_INPUTS;
     float *padded = bit_scratch(0, (size_t)(rows * p.stride + 1) * sizeof *padded);
@@ -108,6 +112,9 @@ int bit_linear_levels(const float *levels, const float *x, float *y, int64_t row
                       int threads) {
     struct product p = {.levels = levels, .x = x, .y = y, .rows = rows, .outputs = outputs, .inputs = inputs};
     p.stride = inputs;
+    if ((x == NULL && rows > 0 && inputs > 0) || (levels == NULL && outputs > 0 && inputs > 0)) {
+        return BIT_NO_DATA;
+    }
     return bit_parallel(multiply_levels, &p, bit_round_up(outputs, BIT_LANES) / BIT_LANES, threads, 64) ? BIT_NO_MEMORY
                                                                                                         : BIT_OK;
 }

@@ -19,10 +19,11 @@ struct product {
     int8_t *levels;
     int32_t *corrections; /* base * sum of a row */
     float *scales;
-    uint8_t *nan;
+    uint8_t *nan; /* or, of integers that should be signs, that some are none */
     /* the input: float, int8 or uint8 */
     const float *floats;
     const uint8_t *bytes;
+    int is_unsigned;
     int shifted; /* 128 is subtracted from the levels */
     int range[4];
     const float *x_scale;
@@ -55,7 +56,9 @@ static void quantize_row(struct product *p, int64_t index) {
         uint64_t *words = (uint64_t *)(void *)levels;
         memset(words, 0, (size_t)p->weight->units * 8);
         for (int64_t i = 0; i < inputs; i++) {
-            words[i / 64] |= (uint64_t)(p->bytes[token * inputs + i] >> 7) << (i % 64);
+            const uint8_t byte = p->bytes[token * inputs + i];
+            words[i / 64] |= (uint64_t)(byte >> 7) << (i % 64);
+            p->nan[index] |= byte != 1 && (p->is_unsigned || byte != 255);
         }
     } else {
         sum = isa->copy(p->bytes + token * inputs, levels, inputs, p->shifted);
@@ -223,6 +226,9 @@ static int run(struct product *p, int threads) {
         if (bit_parallel(quantize_part, p, (p->tokens + 7) / 8, threads, 64)) {
             return BIT_NO_MEMORY;
         }
+        if (p->bytes != NULL && memchr(p->nan, 1, (size_t)p->tokens) != NULL) {
+            return BIT_BAD_INPUT;
+        }
         const int64_t parts = threads < 2 ? 1 : 8 * (int64_t)threads;
         p->parts = parts < weight->groups ? parts : weight->groups;
         const size_t scratch = sums(p) * 4 + 64 + panel_bytes(p);
@@ -233,33 +239,75 @@ static int run(struct product *p, int threads) {
     return BIT_OK;
 }
 
-static int start(struct product *p, int isa, const uint8_t *prepared, int64_t rows, int64_t outputs, int64_t inputs) {
-    memset(p, 0, sizeof *p);
-    p->isa = bit_isa_get(isa);
-    p->weight = bit_prepared_check(prepared, outputs, inputs);
-    p->rows = rows;
-    return p->isa == NULL ? BIT_NO_ISA : p->weight == NULL ? BIT_BAD_WEIGHT : BIT_OK;
+/* The largest magnitude of a weight's levels. */
+static int64_t largest_level(const struct bit_prepared *p) {
+    int64_t largest = 0;
+    for (int i = 0; i < 16; i++) {
+        const int value = p->tables ? p->table[0][i] - p->table[1][i] : i % 2 ? p->largest : 0;
+        const int64_t level = p->layout == BIT_LAYOUT_BITS ? 1 : p->base + (int64_t)p->step * value;
+        largest = level > largest ? level : -level > largest ? -level : largest;
+    }
+    return largest;
 }
 
-int bit_linear_int8_simd(int isa, const uint8_t *prepared, const void *x, int is_unsigned, int32_t *y, int64_t rows,
-                         int64_t outputs, int64_t inputs, int threads) {
+#define FEW_INPUTS 33025 /* whose products of bytes, each up to 255 * 255, always add up within int32 */
+
+/* Whether sums of levels times activations up to a magnitude fit int32. */
+static int fits(const struct bit_prepared *weight, int64_t magnitude) {
+    const int64_t inputs = weight->inputs;
+    return inputs <= FEW_INPUTS || (inputs <= INT32_MAX && inputs * largest_level(weight) * magnitude <= INT32_MAX);
+}
+
+static int64_t largest_byte(const struct product *p) {
+    int largest = 0;
+    for (int64_t i = 0; i < p->rows * p->weight->inputs; i++) {
+        const int value = p->is_unsigned ? p->bytes[i] : (int8_t)p->bytes[i];
+        largest = value > largest ? value : -value > largest ? -value : largest;
+    }
+    return largest;
+}
+
+static int start(struct product *p, int isa, const uint8_t *prepared, int64_t bytes, const void *x, int64_t rows,
+                 int64_t outputs, int64_t inputs) {
+    memset(p, 0, sizeof *p);
+    p->isa = bit_isa_get(isa);
+    p->weight = bit_prepared_check(prepared, bytes, outputs, inputs);
+    p->rows = rows;
+    if (p->isa == NULL || p->weight == NULL) {
+        return p->isa == NULL ? BIT_NO_ISA : BIT_BAD_WEIGHT;
+    }
+    return x == NULL && rows > 0 && inputs > 0 ? BIT_NO_DATA : BIT_OK;
+}
+
+int bit_linear_int8_simd(int isa, const uint8_t *prepared, int64_t bytes, const void *x, int is_unsigned, int32_t *y,
+                         int64_t rows, int64_t outputs, int64_t inputs, int threads) {
     struct product p;
-    const int error = start(&p, isa, prepared, rows, outputs, inputs);
+    const int error = start(&p, isa, prepared, bytes, x, rows, outputs, inputs);
     if (error) {
         return error;
     }
     p.bytes = x;
+    p.is_unsigned = is_unsigned;
     p.shifted = is_unsigned && p.weight->layout != BIT_LAYOUT_BITS;
     p.out.integers = y;
+    if (!fits(p.weight, is_unsigned ? 255 : 128) && !fits(p.weight, largest_byte(&p))) {
+        return BIT_TOO_LARGE;
+    }
     return run(&p, threads);
 }
 
 int bit_linear_float_simd(const struct bit_linear_layer *layer, const float *x, float *y, int64_t rows, int threads,
                           const float *x_scale, int64_t x_scales) {
     struct product p;
-    const int error = start(&p, layer->isa, layer->prepared, rows, layer->outputs, layer->inputs);
+    const int error = start(&p, layer->isa, layer->prepared, layer->bytes, x, rows, layer->outputs, layer->inputs);
     if (error) {
         return error;
+    }
+    if (p.weight->layout == BIT_LAYOUT_BITS && (layer->low != -1 || layer->high != 1 || layer->step != 2)) {
+        return BIT_BAD_INPUT;
+    }
+    if (!fits(p.weight, layer->high > -layer->low ? layer->high : -layer->low)) {
+        return BIT_TOO_LARGE;
     }
     p.floats = x;
     p.shifted = layer->high > 127 && p.weight->layout != BIT_LAYOUT_BITS;

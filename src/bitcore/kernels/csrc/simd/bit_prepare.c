@@ -15,7 +15,13 @@ const struct bit_shape bit_shapes[BIT_LAYOUTS] = {
     [BIT_LAYOUT_1BIT] = {128, 1, 8, 1}, [BIT_LAYOUT_TERNARY] = {80, 1, 5, 0}, [BIT_LAYOUT_BITS] = {16, 1, 1, 1},
 };
 
-static void describe(struct bit_prepared *p, int layout, int64_t outputs, int64_t inputs) {
+#define MOST ((int64_t)1 << 56) /* outputs, and inputs: what is rounded up stays within int64 */
+
+/* Whether there is such a weight: a layout of that number, and sizes whose bytes int64 counts. */
+static int describe(struct bit_prepared *p, int layout, int64_t outputs, int64_t inputs) {
+    if (layout < 0 || layout >= BIT_LAYOUTS || outputs < 0 || outputs > MOST || inputs < 0 || inputs > MOST) {
+        return 0;
+    }
     const int rows = bit_shapes[layout].rows;
     const int64_t padding = layout == BIT_LAYOUT_BITS ? 64 : BIT_INPUT_PADDING;
     memset(p, 0, sizeof *p);
@@ -26,33 +32,35 @@ static void describe(struct bit_prepared *p, int layout, int64_t outputs, int64_
     p->groups = (outputs + rows - 1) / rows;
     p->units = bit_round_up(inputs, padding) / (layout == BIT_LAYOUT_BITS ? 64 : BIT_UNIT_INPUTS);
     p->units_at = bit_round_up((int64_t)sizeof *p, 64);
-    p->rows_at = p->units_at + p->groups * p->units * bit_unit_bytes(layout);
-    p->bytes = p->rows_at + 4 * p->groups * rows;
+    int64_t units, sums;
+    return !__builtin_mul_overflow(p->groups, p->units * bit_unit_bytes(layout), &units) &&
+           !__builtin_add_overflow(p->units_at, units, &p->rows_at) &&
+           !__builtin_mul_overflow(p->groups, (int64_t)4 * rows, &sums) &&
+           !__builtin_add_overflow(p->rows_at, sums, &p->bytes);
 }
 
 int64_t bit_prepared_bytes(int layout, int64_t outputs, int64_t inputs) {
     struct bit_prepared p;
-    if (layout < 0 || layout >= BIT_LAYOUTS) {
-        return -1;
-    }
-    describe(&p, layout, outputs, inputs);
-    return p.bytes;
+    return describe(&p, layout, outputs, inputs) ? p.bytes : -1;
 }
 
-const struct bit_prepared *bit_prepared_check(const uint8_t *prepared, int64_t outputs, int64_t inputs) {
+static int codes_of(int layout) { return layout == BIT_LAYOUT_TERNARY ? 3 : 1 << bit_shapes[layout].bits; }
+
+const struct bit_prepared *bit_prepared_check(const uint8_t *prepared, int64_t bytes, int64_t outputs, int64_t inputs) {
     const struct bit_prepared *p = (const struct bit_prepared *)(const void *)prepared;
-    if (p->magic != MAGIC || p->layout < 0 || p->layout >= BIT_LAYOUTS || p->outputs != outputs ||
-        p->inputs != inputs || p->bytes != bit_prepared_bytes(p->layout, outputs, inputs)) {
+    struct bit_prepared expected;
+    if (p == NULL || bytes < (int64_t)sizeof *p || !describe(&expected, p->layout, outputs, inputs) ||
+        expected.bytes != bytes || memcmp(p, &expected, offsetof(struct bit_prepared, base)) != 0) {
         return NULL;
     }
-    return p;
+    const int most = p->layout == BIT_LAYOUT_BITS ? 0 : p->tables ? 255 : codes_of(p->layout) - 1;
+    const int tables = p->layout == BIT_LAYOUT_4BIT ? 2 : 0;
+    return p->tables < 0 || p->tables > tables || p->largest < 0 || p->largest > most ? NULL : p;
 }
 
 /* Level = base + step * value, where value is the code or comes from tables. */
 static int set_values(struct bit_prepared *p, const struct bit_format *format) {
-    const struct bit_shape *shape = &bit_shapes[p->layout];
-    const int limit = p->layout == BIT_LAYOUT_TERNARY ? 3 : 1 << shape->bits;
-    if (format->count > limit || (format->step == 0 && p->layout != BIT_LAYOUT_4BIT) ||
+    if (format->count > codes_of(p->layout) || (format->step == 0 && p->layout != BIT_LAYOUT_4BIT) ||
         (p->layout == BIT_LAYOUT_BITS && (format->levels[0] != -1 || format->levels[1] != 1))) {
         return BIT_BAD_FORMAT;
     }
@@ -85,6 +93,20 @@ static int set_values(struct bit_prepared *p, const struct bit_format *format) {
     }
     p->largest = 255;
     return BIT_OK;
+}
+
+/* Whether a weight's levels are those of a format. */
+static int has_levels(const struct bit_prepared *p, const struct bit_format *format) {
+    struct bit_prepared expected = {.layout = p->layout};
+    const size_t from = offsetof(struct bit_prepared, base);
+    return set_values(&expected, format) == BIT_OK &&
+           memcmp((const char *)p + from, (const char *)&expected + from, sizeof *p - from) == 0;
+}
+
+const struct bit_prepared *bit_prepared_of(const struct bit_format *format, const uint8_t *prepared, int64_t bytes,
+                                           int64_t outputs, int64_t inputs) {
+    const struct bit_prepared *p = bit_prepared_check(prepared, bytes, outputs, inputs);
+    return p != NULL && has_levels(p, format) ? p : NULL;
 }
 
 /* One packed row to codes; returns whether all of them have a level. */
@@ -201,8 +223,12 @@ static void ask_for_huge_pages(uint8_t *start, int64_t bytes) {
 int bit_prepare(const struct bit_format *format, int layout, const uint8_t *packed, int64_t row_stride, int64_t outputs,
                 int64_t inputs, uint8_t *prepared) {
     struct bit_prepared *p = (struct bit_prepared *)(void *)prepared;
+    const int64_t bytes = bit_prepared_bytes(layout, outputs, inputs);
+    if (bytes < 0) {
+        return BIT_BAD_WEIGHT;
+    }
     const int rows = bit_shapes[layout].rows;
-    ask_for_huge_pages(prepared, bit_prepared_bytes(layout, outputs, inputs));
+    ask_for_huge_pages(prepared, bytes);
     describe(p, layout, outputs, inputs);
     const int error = set_values(p, format);
     if (error) {
@@ -240,12 +266,10 @@ int bit_prepare(const struct bit_format *format, int layout, const uint8_t *pack
 }
 
 /* To packed rows, or (where `packed` is NULL) to levels. */
-static int undo(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
-                uint8_t *packed, int64_t row_stride, float *levels) {
-    const struct bit_prepared *p = bit_prepared_check(prepared, outputs, inputs);
-    if (p == NULL) {
-        return BIT_BAD_WEIGHT;
-    }
+static int undo(const struct bit_format *format, const struct bit_prepared *p, uint8_t *packed, int64_t row_stride,
+                float *levels) {
+    const uint8_t *prepared = (const uint8_t *)p;
+    const int64_t outputs = p->outputs, inputs = p->inputs;
     const int rows = bit_shapes[p->layout].rows;
     const int64_t padded = p->layout == BIT_LAYOUT_BITS ? p->units * 64 : p->units * BIT_UNIT_INPUTS;
     uint8_t *codes = malloc((size_t)(rows * padded) + 1);
@@ -275,9 +299,10 @@ static int undo(const struct bit_format *format, const uint8_t *prepared, int64_
     return BIT_OK;
 }
 
-int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
-                  uint8_t *packed, int64_t row_stride) {
-    return undo(format, prepared, outputs, inputs, packed, row_stride, NULL);
+int bit_unprepare(const struct bit_format *format, const uint8_t *prepared, int64_t bytes, int64_t outputs,
+                  int64_t inputs, uint8_t *packed, int64_t row_stride) {
+    const struct bit_prepared *p = bit_prepared_of(format, prepared, bytes, outputs, inputs);
+    return p == NULL ? BIT_BAD_WEIGHT : undo(format, p, packed, row_stride, NULL);
 }
 
 #define RUN 64 /* units whose codes are taken at a time: they stay in the first level of cache */
@@ -304,11 +329,14 @@ static void row_levels(const struct bit_format *format, const uint8_t *from, int
     }
 }
 
-int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t outputs, int64_t inputs,
+int bit_levels(const struct bit_format *format, const uint8_t *prepared, int64_t bytes, int64_t outputs, int64_t inputs,
                float *levels) {
-    const struct bit_prepared *p = bit_prepared_check(prepared, outputs, inputs);
-    if (p == NULL || p->layout == BIT_LAYOUT_TERNARY || p->layout == BIT_LAYOUT_BITS) {
-        return undo(format, prepared, outputs, inputs, NULL, 0, levels);
+    const struct bit_prepared *p = bit_prepared_of(format, prepared, bytes, outputs, inputs);
+    if (p == NULL) {
+        return BIT_BAD_WEIGHT;
+    }
+    if (p->layout == BIT_LAYOUT_TERNARY || p->layout == BIT_LAYOUT_BITS) {
+        return undo(format, p, NULL, 0, levels);
     }
     const struct bit_shape *shape = &bit_shapes[p->layout];
     const int64_t unit_bytes = bit_unit_bytes(p->layout), many = RUN * BIT_UNIT_INPUTS;

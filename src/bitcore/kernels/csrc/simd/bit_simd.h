@@ -129,8 +129,11 @@ struct bit_shape {
 };
 extern const struct bit_shape bit_shapes[BIT_LAYOUTS];
 
-/* Checks a prepared weight's header; NULL unless it fits. */
-const struct bit_prepared *bit_prepared_check(const uint8_t *prepared, int64_t outputs, int64_t inputs);
+/* Checks all that a prepared weight's header says; NULL unless the bytes are a weight of this shape. Nothing beyond
+ * `bytes` is read. `bit_prepared_of`: and its levels are those of a format. */
+const struct bit_prepared *bit_prepared_check(const uint8_t *prepared, int64_t bytes, int64_t outputs, int64_t inputs);
+const struct bit_prepared *bit_prepared_of(const struct bit_format *format, const uint8_t *prepared, int64_t bytes,
+                                           int64_t outputs, int64_t inputs);
 
 static inline int64_t bit_unit_bytes(int layout) {
     return layout == BIT_LAYOUT_BITS ? 8 * BIT_LANES : 64 * (int64_t)bit_shapes[layout].vectors;
