@@ -182,9 +182,13 @@ class BitLayer(PackedStorage):
         return self.dequantize(self.accumulate(codes, weight), codes.scale * weight_scale).to(x.dtype)
 
     def _check_input(self, x: Tensor) -> None:
-        """Results have the input's dtype, and kernels read memory where the weights are."""
+        """Results have the input's dtype."""
         if not x.is_floating_point():
             raise BitLabError(f"the layer takes floating-point inputs, not {x.dtype}; convert them, with .float()")
+        self._check_device(x)
+
+    def _check_device(self, x: Tensor) -> None:
+        """Kernels, and some of torch's operators, read memory where the weights are."""
         weight = self.weight if self.weight_scale is None else self.weight_scale
         if x.device != weight.device:
             raise BitLabError(f"the layer is on {weight.device}, its input on {x.device}; move one of them")
@@ -197,7 +201,8 @@ class BitLayer(PackedStorage):
             return self.operate(x, weight.levels.to(x.dtype))
         largest = weight.levels[:1].numel() * x.format.largest * weight.format.largest
         dtype = torch.float64 if x.shift is not None else self.accumulator_dtype(largest)
-        with torch.autocast(x.levels.device.type, enabled=False):
+        device = "cpu" if x.levels.is_meta else x.levels.device.type  # `meta` has no autocast
+        with torch.autocast(device, enabled=False):
             return self.operate(x.shifted().to(dtype), weight.levels.to(dtype))
 
     def accumulator_dtype(self, largest: int) -> torch.dtype:

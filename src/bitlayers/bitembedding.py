@@ -68,6 +68,7 @@ class BitEmbedding(BitLayer, nn.Embedding):
 
     def _forward_levels(self, x: Tensor) -> Tensor:
         """Dequantizes the rows that are looked up: each value is one level times one scale, so nothing is summed."""
+        self._check_device(x)
         if self.weight_quantizer is None:
             return self.operate(x, self.weight)
         index = x.flatten()

@@ -155,9 +155,9 @@ class Template(Engine):
             setattr(steps[-1], name, at + offset)
         return program
 
-    def convolve(self, x: Tensor, machine: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, program: CProgram) -> Tensor:
         """Returns int32 accumulators, channels last in memory."""
-        return self._call(x, program=self.program(machine))
+        return self._call(x, program=program)
 
     def convolve_floats(
         self, program: CProgram, output: COutput, x: Tensor, y: Tensor, last: bool, x_scale: Tensor | None, scales: int
@@ -198,6 +198,7 @@ def _mark(g: Geometry, weight: str, activation: str) -> Tensor:
 def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
     y = _conv2d_shape(x, machine, weight_format, activation, *geometry)
     made = template(Geometry.of(*geometry), weight_format, activation, tuple(x.shape[2:]))
+    program = made.program(machine.contiguous())
     gate.expect_levels("x", x, get_format(activation))
     if not len(x):
         return y
@@ -205,7 +206,7 @@ def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *ge
         x = x.to(torch.int32).contiguous()
     elif not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
-    return made.convolve(x, machine.contiguous())
+    return made.convolve(x, program)
 
 
 def _conv2d_shape(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:

@@ -199,7 +199,7 @@ class Engine:
         program = CProgram(
             buffers, steps, len(buffers), len(steps), input=plan.input, low=kind.low, high=kind.high, step=step,
             zeros_bytes=widest, arena_bytes=self.arena_bytes, output_bytes=buffers[plan.output].bytes,
-            border=plan.buffers[plan.input].border,
+            input_count=kind.size, border=plan.buffers[plan.input].border,
         )  # fmt: skip
         program.zeros[:] = [z.data_ptr() for z in zeros]
         return program

@@ -64,14 +64,14 @@ class FusedConv2d(Fused):
         size = x.shape[2:]
         height, width = expect_result(size, self.geometry)
         y = torch.empty(len(x), self.outputs, height, width, dtype=x.dtype, memory_format=layout)
-        if not len(x):
-            return y
         count = -per_tensor
         if x_scale is not None:
             gate.expect_scales("x_scale", x_scale, len(x), "samples")
             x_scale = x_scale.contiguous()
             count = x_scale.numel()
         made, program = self._programs.get(size) or self._program(size)
+        if not len(x):
+            return y
         last = layout == torch.channels_last
         if made.convolve_floats(program, self._output, x, y, last, x_scale, count):
             y.masked_fill_(self._meets_nan(x), torch.nan)

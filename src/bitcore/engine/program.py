@@ -122,7 +122,7 @@ class CProgram(Record):
         ("buffer_count", _SIZE),
         ("step_count", _SIZE),
         ("zeros", _POINTER * 2),
-        *((name, _SIZE) for name in ("zeros_bytes", "arena_bytes", "output_bytes")),
+        *((name, _SIZE) for name in ("zeros_bytes", "arena_bytes", "output_bytes", "input_count")),
         ("input", _INT),
         ("border", _PAIR),
         *((name, _INT) for name in ("low", "high", "step")),

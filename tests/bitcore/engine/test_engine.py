@@ -222,8 +222,11 @@ def test_wrong_inputs_are_refused() -> None:
     network = Engine(residual())
     with pytest.raises(BitLabError, match=r"this network takes \(64, 6, 6\)"):
         network.run(np.zeros((1, 64, 6, 5), np.int64))
-    with pytest.raises(BitLabError, match=r"this network takes \(64, 6, 6\)"):
-        network(torch.zeros(1, 3, 6, 6))
+    for x in (torch.zeros(1, 3, 6, 6), torch.zeros(1, 64, 6, 6, device="meta"), torch.zeros(1, 64, 6, 6).bool()):
+        with pytest.raises(BitLabError, match=r"the input must be .* \[any, 64, 6, 6\] on cpu, not"):
+            network(x)
+    with pytest.raises(BitLabError, match="dtype float64; this takes integers"):
+        network.run(np.full((1, 64, 6, 6), 1.5))
     with pytest.raises(BitLabError, match="must lie in -127…127"):
         network.run(np.full((1, 64, 6, 6), 128))
     with pytest.raises(BitLabError, match="NaN"):

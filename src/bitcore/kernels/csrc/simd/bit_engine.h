@@ -65,6 +65,7 @@ struct bit_program {
     const int8_t *zeros[2]; /* bytes 0; bytes -128 */
     int64_t zeros_bytes;
     int64_t arena_bytes, output_bytes; /* of a sample; behind the arena, 4096 more may be read */
+    int64_t input_count;               /* values of a sample */
     int32_t input;                     /* buffer */
     int32_t border[2];                 /* of zeros around it, within its height and width */
     int32_t low, high;                 /* of the input's levels, */

@@ -53,6 +53,10 @@ static int input_fits(const struct bit_program *program) {
         ((top || left) && b->item != 1) || program->low > program->high || program->step < 0 || program->step > 2) {
         return 0;
     }
+    const int64_t area = (b->height - 2 * (int64_t)top) * (b->width - 2 * (int64_t)left);
+    if (times(area, b->channels) != program->input_count) {
+        return 0;
+    }
     const int64_t most = b->item == 1 ? 127 : b->item == 2 ? 32767 : INT32_MAX;
     return program->low - (int64_t)b->offset >= -most - 1 && program->high - (int64_t)b->offset <= most;
 }
