@@ -88,7 +88,9 @@ def _last(rng: random.Random, x: Tensor) -> Tensor:
 
 
 def _largest(rng: random.Random, x: Tensor) -> Tensor:
-    return torch.full_like(x, rng.choice([-128, -1, 0, 1, 2, 127]) if x.dtype != torch.uint8 else rng.choice([0, 1, 255]))
+    return torch.full_like(
+        x, rng.choice([-128, -1, 0, 1, 2, 127]) if x.dtype != torch.uint8 else rng.choice([0, 1, 255])
+    )
 
 
 TENSORS: tuple[Callable[[random.Random, Tensor], Tensor], ...] = (
@@ -158,7 +160,9 @@ def _weight(rng: random.Random, name: str = "") -> tuple[NumberFormat, Tensor, P
 def _input(rng: random.Random, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
     if dtype.is_floating_point:
         return torch.randn(*sizes, dtype=dtype)
-    return torch.randint(max(torch.iinfo(dtype).min, -(2**40)), min(torch.iinfo(dtype).max + 1, 2**40), sizes, dtype=dtype)
+    return torch.randint(
+        max(torch.iinfo(dtype).min, -(2**40)), min(torch.iinfo(dtype).max + 1, 2**40), sizes, dtype=dtype
+    )
 
 
 def _rows(rng: random.Random) -> tuple[int, ...]:
@@ -203,7 +207,9 @@ def _linear_simd(rng: random.Random) -> Case:
     return [x, made, len(levels), ""], reference
 
 
-def _quantized(x: Tensor, fmt: NumberFormat, dims: int, scale: Tensor | None, per_tensor: bool) -> tuple[Tensor, Tensor]:
+def _quantized(
+    x: Tensor, fmt: NumberFormat, dims: int, scale: Tensor | None, per_tensor: bool
+) -> tuple[Tensor, Tensor]:
     """Levels, and scales that broadcast to the input."""
     lead = x.shape[: x.ndim - dims]
     if scale is None:
@@ -237,12 +243,14 @@ def _linear_simd_float(rng: random.Random) -> Case:
     bias = rng.choice([None, torch.randn(outputs)])
 
     def reference(
-        x: Tensor, weight: Tensor, count: int, name: str, per_tensor: bool, x_scale: Tensor | None, weight_scale: Tensor,
-        bias: Tensor | None, on_grid: bool, isa: str = "",
+        x: Tensor, weight: Tensor, count: int, name: str, per_tensor: bool, x_scale: Tensor | None,
+        weight_scale: Tensor, bias: Tensor | None, on_grid: bool, isa: str = "",
     ) -> Tensor:  # fmt: skip
         _expect(name in FORMATS and quantizes(FORMATS[name]), x.dtype == torch.float32, x.ndim > 0)
         _expect(x.shape[-1:] == levels.shape[1:], _same(weight, made), count == outputs, isa in ("", *usable_sets()))
-        _expect(machine.layout(packed.format, 1, activation.name == "binary", False) != machine.SIGNS or name == "binary")
+        _expect(
+            machine.layout(packed.format, 1, activation.name == "binary", False) != machine.SIGNS or name == "binary"
+        )
         _expect(weight_scale.dtype == torch.float32, weight_scale.numel() in (1, outputs))
         _expect(bias is None or (bias.dtype == torch.float32 and bias.shape == (outputs,)))
         codes, scale = _quantized(x, FORMATS[name], 1, x_scale, per_tensor)
