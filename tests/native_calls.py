@@ -103,7 +103,7 @@ TENSORS: tuple[Callable[[random.Random, Tensor], Tensor], ...] = (
     lambda rng, x: torch.stack([x, x], -1)[..., 0],
     lambda rng, x: x.to("meta"),
     lambda rng, x: x.to_sparse(),
-    lambda rng, x: torch._neg_view(-x) if x.dtype == torch.float32 else x,
+    lambda rng, x: torch._neg_view(-x) if x.dtype == torch.float32 else x,  # pyright: ignore[reportPrivateImportUsage]
     lambda rng, x: x.clone().requires_grad_() if x.is_floating_point() else x,
     _wider, _narrower, _constant, _huge, _moved, _last, _largest,
 )  # fmt: skip
@@ -374,8 +374,8 @@ def _conv2d_float(rng: random.Random) -> Case:
         _expect(weight_scale.dtype == torch.float32, weight_scale.numel() in (1, outputs))
         _expect(bias is None or (bias.dtype == torch.float32 and bias.shape == (outputs,)))
         codes, scale = _quantized(x, fmt, 3, x_scale, per_tensor)
-        columns = [t if t is None else t.reshape(-1, 1, 1) for t in (weight_scale, bias)]
-        return _real(convolve(codes, *fixed), scale * columns[0], columns[1], on_grid)
+        column = bias if bias is None else bias.reshape(-1, 1, 1)
+        return _real(convolve(codes, *fixed), scale * weight_scale.reshape(-1, 1, 1), column, on_grid)
 
     size = _images(rng, arguments)
     weight_scale = rng.choice([torch.rand(()) + 0.1, torch.rand(outputs) + 0.1])

@@ -212,7 +212,8 @@ def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *ge
 def _conv2d_shape(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
     g = Geometry.of(*geometry)
     expect_images(x, machine, gate.INTEGERS, g)
-    get_format(weight_format), get_format(activation)
+    for name in (weight_format, activation):
+        get_format(name)
     size = output_size(x.shape[2:], g)
     return x.new_empty((x.shape[0], *size, g.shape[0]), dtype=torch.int32).permute(0, 3, 1, 2)
 

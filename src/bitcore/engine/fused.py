@@ -109,7 +109,8 @@ def _conv2d_float(x: Tensor, tiles: Tensor, weight_format: str, activation: str,
 
 def _conv2d_float_shape(x: Tensor, tiles: Tensor, weight_format: str, activation: str, *arguments: Any) -> Tensor:
     g, (_, x_scale, weight_scale, bias, _) = Geometry.of(*arguments[:5]), arguments[5:]
-    get_format(weight_format), get_format(activation)
+    for name in (weight_format, activation):
+        get_format(name)
     expect_images(x, tiles, (torch.float32,), g)
     expect_layer(tiles, g.shape[0], weight_scale, bias, x.device)
     if x_scale is not None:

@@ -65,9 +65,9 @@ class Record(ctypes.Structure):
             BitLabError: If it cannot hold the value.
         """
         super().__setattr__(name, value)
-        kept = getattr(self, name)
-        lost = kept != value if isinstance(value, int) and kept is not None else False
-        if lost or (isinstance(value, tuple) and tuple(kept) != value):
+        kept = getattr(self, name)  # None: a pointer to nothing
+        kept = tuple(kept) if isinstance(kept, ctypes.Array) else kept
+        if isinstance(value, int | tuple) and kept not in (None, value):
             raise BitLabError(f"{name} {value} is beyond what the engine counts; use smaller tensors")
 
 

@@ -125,7 +125,8 @@ def test_a_negated_view_counts_as_what_it_shows():
     """Its memory holds the other sign."""
     for kind in (BitLinear, BitConv2d):
         layer, x = packed(kind), torch.randn(native_calls.LAYERS[kind][1])
-        assert torch.equal(layer(torch._neg_view(x)), layer(-x))
+        negated = torch._neg_view(x)  # pyright: ignore[reportPrivateImportUsage]
+        assert torch.equal(layer(negated), layer(-x))
 
 
 # ---- operators ----------------------------------------------------------------------------------------------------
