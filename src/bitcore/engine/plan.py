@@ -9,7 +9,8 @@ import numpy as np
 from bitcore.engine.posts import Post, elementwise
 from bitcore.engine.program import PostKind, StepKind
 from bitcore.engine.steps import Buffer, Step
-from bitcore.engine.weights import Block, cut, padded, sign_words, tile_weights
+from bitcore.engine.weights import Block, cut, fits_tiles, padded, sign_words, tile_weights
+from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.graph import Graph, Node
 from bitcore.graph.ops import (
@@ -32,6 +33,10 @@ _FEW_SIGNS = 32  # inputs of a tap: below, bytes beat words of 64 bits that are 
 _FEW_CHANNELS = 16  # below, rows of the input are read in one go, over a border of zeros
 _MOST_POSTS = 64  # behind one step; chains of more begin another
 OUTPUT = -1
+OPERATIONS = frozenset(
+    {Linear, Conv2d, MaxPool2d, SumPool2d, NormShift, Concat, Flatten, Add, Requantize, Threshold, Lookup}
+)
+"""What the engine computes, and nothing else: an operation of another kind has no step."""
 
 
 class Plan:
@@ -52,6 +57,8 @@ class Plan:
         self._inputs = {"input": (), **{node.name: node.inputs for node in graph.nodes}}
         self._readers: dict[str, list[Node]] = {name: [] for name in self._types}
         for node in graph.nodes:
+            if type(node.op) not in OPERATIONS:
+                raise BitLabError(f"layer '{node.name}': the engine has no '{node.op.kind}'; leave it out of the model")
             for name in dict.fromkeys(node.inputs):
                 self._readers[name].append(node)
         self._where: dict[str, int] = {}
@@ -333,8 +340,7 @@ def _of_map(op: Linear, kind: IntTensor) -> Conv2d:
 
 def _product_fits(op: Conv2d, kind: IntTensor) -> bool:
     """Whether inputs and weights are bytes, so that the fast kernels take them."""
-    limit = 255 if get_format(op.format).affine else 128
-    return kind.item_bytes == 1 and int(np.abs(op.levels).max(initial=0)) <= limit
+    return kind.item_bytes == 1 and fits_tiles(op.levels, op.format)
 
 
 def _store(target: int, channel: int = 0) -> Post:

@@ -77,11 +77,18 @@ def cut(outputs: int) -> list[Block]:
     return [Block(0, first, min(TILE_ROWS, outputs - first)) for first in range(0, outputs, TILE_ROWS)]
 
 
+def fits_tiles(levels: Ints, format_name: str) -> bool:
+    """Whether `tile_weights` takes weight levels: a byte holds them, or the codes of their format."""
+    fmt = get_format(format_name)
+    limit = 255 if fmt.affine and fmt.step <= 2 and 0 in fmt.levels else 128
+    return int(np.abs(levels).max(initial=0)) <= limit
+
+
 def tile_weights(levels: Ints, format_name: str, groups: int) -> Tiles:
     """Packs weight levels.
 
     Args:
-        levels: ``[outputs, taps, inputs of a group]``, of magnitude up to 128.
+        levels: ``[outputs, taps, inputs of a group]``, see `fits_tiles`.
         format_name: Their number format.
         groups: Of input and output channels; a block's inputs are those of all its groups, with zeros in between.
     """

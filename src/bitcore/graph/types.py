@@ -9,7 +9,8 @@ from bitcore.errors import BitLabError
 
 INT32 = (-(2**31), 2**31 - 1)
 INT64 = (-(2**63), 2**63 - 1)
-_NARROW = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+INT16 = (-(2**15), 2**15 - 1)
+_NARROW = {"int8": (-128, 127), "uint8": (0, 255), "int16": INT16}
 _BYTES = {"int8": 1, "uint8": 1, "int16": 2, "int32": 4}
 
 

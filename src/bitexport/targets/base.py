@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from bitcore.errors import BitLabError
-from bitcore.graph import Graph
+from bitcore.formats import get_format
+from bitcore.graph import Conv2d, Graph, Linear
 from bitcore.graph.ops import Ints
+from bitcore.graph.types import INT16
 
 GRAPH_FILE = "graph.safetensors"
 """In every artifact's folder: the graph it was made from."""
@@ -26,6 +30,23 @@ class Problem:
 
     layer: str
     message: str
+
+
+def weight_problems(graph: Graph) -> list[Problem]:
+    """Returns the layers whose weights are no levels of their format, or whose format is unknown or beyond int16."""
+    problems = []
+    for node in graph.nodes:
+        if isinstance(node.op, (Linear, Conv2d)):
+            try:
+                levels = get_format(node.op.format).levels
+            except BitLabError as error:
+                problems.append(Problem(node.name, str(error)))
+                continue
+            if not np.isin(node.op.levels, levels).all():
+                problems.append(Problem(node.name, f"its weights are no levels of {node.op.format}; quantize them"))
+            elif not INT16[0] <= min(levels) <= max(levels) <= INT16[1]:
+                problems.append(Problem(node.name, f"levels of {node.op.format} leave int16; use a narrower format"))
+    return problems
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from bitcore.engine import Engine
-from bitcore.engine.plan import Plan
+from bitcore.engine.plan import OPERATIONS
+from bitcore.engine.posts import elementwise
 from bitcore.errors import BitLabError
-from bitcore.graph import Graph
+from bitcore.graph import Graph, Threshold
 from bitcore.graph.ops import Ints
-from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
+from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target, weight_problems
 from bitexport.trace import lower
 
 
@@ -21,12 +22,18 @@ class EngineTarget(Target):
     name = "engine"
 
     def check(self, graph: Graph) -> list[Problem]:
-        """Returns what the engine cannot express: thresholds of accumulators that reach the ends of int32."""
-        try:
-            Plan(graph)
-        except BitLabError as error:
-            return [Problem(graph.output.name, str(error))]
-        return []
+        """Returns what the engine cannot express: unknown operations, thresholds of accumulators as wide as int32."""
+        problems = weight_problems(graph)
+        types = {"input": graph.input.type, **{node.name: node.type for node in graph.nodes}}
+        for node in graph.nodes:
+            if type(node.op) not in OPERATIONS:
+                problems.append(Problem(node.name, f"the engine has no {node.op.kind}; leave it out of the model"))
+            elif isinstance(node.op, Threshold):
+                try:
+                    elementwise(node.op, types[node.inputs[0]])
+                except BitLabError as error:
+                    problems.append(Problem(node.name, str(error)))
+        return problems
 
     def emit(self, graph: Graph, out: Path, name: str) -> Artifact:
         """Writes the graph."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from bitcore.graph import Add, Conv2d, Graph, Linear, Lookup, Node, Requantize, Threshold
+from bitcore.graph import Add, Conv2d, Graph, Linear, Lookup, Node, Op, Requantize, Threshold
 from bitcore.graph.ops import Ints
-from bitcore.graph.types import INT32
+from bitcore.graph.types import INT32, IntTensor
 from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.constants import Constants, literal
 from bitexport.targets.c.orders import memory_order
 from bitexport.targets.c.plan import CPlan
 
+Kind = TypeVar("Kind", bound=Op)
 _C_OF = {"int8": "int8_t", "uint8": "uint8_t", "int16": "BitInt16", "int32": "BitInt32"}
 RUNTIME = {  # files of the functions that are called here
     "bit_requantize_shift": "bit_requantize_shift.c",
@@ -23,6 +25,27 @@ RUNTIME = {  # files of the functions that are called here
     "bit_threshold": "bit_threshold.c",
     "bit_threshold16": "bit_threshold.c",
 }
+
+
+@dataclass(frozen=True)
+class _Value(Generic[Kind]):
+    """An operation on single values.
+
+    Attributes:
+        first: The node that its call begins with.
+        node: The node.
+        op: Its operation.
+        bias: What is added to the value before.
+        source: The value's type.
+        others: The buffers that it reads beside the value.
+    """
+
+    first: Node
+    node: Node
+    op: Kind
+    bias: Ints
+    source: IntTensor
+    others: tuple[str, ...]
 
 
 @dataclass
@@ -71,27 +94,14 @@ class Activations:
         if first.op.fused:
             source = self.plan.types[layer.source]
         for node, reads in nodes:
-            op = node.op
             others = reads[1:] if node is first else reads
-            if isinstance(op, Requantize):
-                yield from self._requantize(first, node, op, bias, (source.low, source.high))
-            elif isinstance(op, Threshold):
-                yield from self._threshold(first, node, op, bias)
-            elif isinstance(op, Lookup):
-                table = self.constants.label(node.name) + "_table"
-                self.constants.add(table, op.table.tolist())
-                yield f"value = {self._read(table, '(uint8_t)value')};"
-            else:
-                assert isinstance(op, Add)
-                for name in others:
-                    yield f"value += {self._operand(node, name)};"
+            yield from VALUES[type(node.op)](self, _Value(first, node, node.op, bias, source, others))
             bias = np.zeros(1, dtype=np.int64)
             source = node.type
 
-    def _requantize(
-        self, first: Node, node: Node, op: Requantize, bias: Ints, source: tuple[int, int]
-    ) -> Iterator[str]:
-        largest = max(abs(source[0]), abs(source[1]))
+    def _requantize(self, value: _Value[Requantize]) -> Iterator[str]:
+        first, node, op, bias = value.first, value.node, value.op, value.bias
+        largest = value.source.largest
         m, b, s = np.broadcast_arrays(op.multiplier, op.bias, op.shift)
         fits = int((np.abs(m) * largest + np.abs(b)).max()) <= INT32[1] and int(s.max()) <= 31
         if np.any(bias):  # (x + bias) * m + b = x * m + (b + bias * m)
@@ -117,7 +127,17 @@ class Activations:
             yield f"value = (int32_t)bit_mul((uint32_t)value, (uint32_t){factor});"
         yield f"value = {function}(value, {rest});" if fits else f"value = {function}(value, {factor}, {rest});"
 
-    def _threshold(self, first: Node, node: Node, op: Threshold, bias: Ints) -> Iterator[str]:
+    def _lookup(self, value: _Value[Lookup]) -> Iterator[str]:
+        table = self.constants.label(value.node.name) + "_table"
+        self.constants.add(table, value.op.table.tolist())
+        yield f"value = {self._read(table, '(uint8_t)value')};"
+
+    def _add(self, value: _Value[Add]) -> Iterator[str]:
+        for name in value.others:
+            yield f"value += {self._operand(value.node, name)};"
+
+    def _threshold(self, value: _Value[Threshold]) -> Iterator[str]:
+        first, node, op, bias = value.first, value.node, value.op, value.bias
         signs, thresholds = op.sign, op.thresholds
         if np.any(bias):  # sign * (x + bias) >= t exactly where sign * x >= t - sign * bias
             signs = np.broadcast_to(signs, np.broadcast_shapes(signs.shape, bias.shape))
@@ -178,6 +198,15 @@ class Activations:
         """An element of an array that has just been added, in flash."""
         constant = self.constants.arrays[-1]
         return f"({constant.type})BIT_FLASH{constant.bits}(&{array}[{index}])"
+
+
+VALUES: dict[type[Op], Callable[[Activations, _Value[Any]], Iterator[str]]] = {
+    Requantize: Activations._requantize,
+    Threshold: Activations._threshold,
+    Lookup: Activations._lookup,
+    Add: Activations._add,
+}
+"""What writes the statements of each operation on single values: these, and no other, run behind another operation."""
 
 
 def _same(a: Ints | None, b: Ints | None) -> bool:

@@ -24,9 +24,9 @@ from bitcore.graph import (
 )
 from bitcore.graph.types import IntTensor, narrow
 from bitexport.targets.c.compact import covered, sum_words, table_words
-from bitexport.targets.c.compact_dense import CODES, RICE, choose_coding, scratch_words
+from bitexport.targets.c.compact_dense import CODES, RICE, choose_coding, scratch_words, takes_dense
 from bitexport.targets.c.orders import find_orders
-from bitexport.targets.c.packing import columns_of
+from bitexport.targets.c.packing import columns_of_layer
 from bitexport.targets.c.rows import BYTES, PACKED, row_words, takes_rows
 
 BLOCKS = (64, 32, 24, 16, 8)
@@ -69,7 +69,8 @@ class Layer(Step):
             return 4 * scratch_words(fmt, self.coding, self.block)
         if self.rows:
             return 4 * row_words(self.nodes[0].type.shape[2], self.block, self.pool is not None)
-        return 4 * (self.block + columns_of(fmt).entries) if self.block else 0
+        columns = columns_of_layer(op)
+        return 4 * (self.block + columns.entries) if columns else 0
 
     @property
     def sums(self) -> int:
@@ -143,7 +144,7 @@ def _takes_pool(layer: Layer, pool: MaxPool2d) -> bool:
     apart = pool.padding == (0, 0) and all(k <= s for k, s in zip(pool.kernel, pool.stride, strict=True))
     simple = all(isinstance(n.op, (Requantize, Threshold)) and n.type.shape == layer.nodes[0].type.shape
                  for n in layer.nodes[1:])  # fmt: skip
-    return isinstance(op, Conv2d) and op.groups == 1 and apart and simple
+    return isinstance(op, Conv2d) and columns_of_layer(op) is not None and apart and simple
 
 
 def _compact(graph: Graph, layers: list[Layer]) -> list[Layer]:
@@ -164,7 +165,7 @@ def _compact_dense(layers: list[Layer], rice: bool | None) -> list[Layer]:
     That is those that the compact runtime does not run. Without compact convolutions it is all of them, if there are
     such layers or Rice codes pay.
     """
-    dense = {layer: op for layer in layers if isinstance(op := layer.nodes[0].op, Linear)}
+    dense = {layer: op for layer in layers if isinstance(op := layer.nodes[0].op, Linear) and takes_dense(op)}
     coding = dict(zip(dense, choose_coding(list(dense.values()), rice), strict=True))
     others = {layer: CODES for layer in dense if not layer.compact}
     if any(layer.compact and layer not in dense for layer in layers) or not (others or RICE in coding.values()):
@@ -194,7 +195,7 @@ def in_blocks(layers: list[Layer], ways: list[Way]) -> list[Layer]:
 
     def block(layer: Layer, most: int) -> int:
         op = layer.nodes[0].op
-        if not layer.compact and (isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1)):
+        if not layer.compact and isinstance(op, (Linear, Conv2d)) and columns_of_layer(op):
             outputs, step = len(op.levels), 2 if layer.coding else 8
             blocks = -(-outputs // most)
             return outputs if blocks == 1 else -(-outputs // (step * blocks)) * step

@@ -56,9 +56,15 @@ def covered(nodes: Sequence[Node], pool: Node | None, source: IntTensor, final: 
     if isinstance(window, MaxPool2d) and (window.kernel, window.stride, window.padding) != ((2, 2), (2, 2), (0, 0)):
         return False
     fmt = get_format(op.format)
-    if not fmt.affine or fmt.low != -fmt.high or len(fmt.levels) > _MOST_LEVELS:
+    if not _has_digits(fmt):
         return False
     return channels_of(nodes, source, final) is not None
+
+
+def _has_digits(fmt: NumberFormat) -> bool:
+    """Whether a format's levels are what codes count: 1, −1, 3, −3, … or 0, 1, −1, 2, −2, …."""
+    counted = fmt.step == 1 or (fmt.step == 2 and fmt.low % 2 == 1)
+    return fmt.affine and counted and fmt.low == -fmt.high and len(fmt.levels) <= _MOST_LEVELS
 
 
 def channels_of(nodes: Sequence[Node], source: IntTensor, final: bool) -> Channels | None:

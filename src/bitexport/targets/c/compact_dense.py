@@ -16,7 +16,7 @@ from bitcore.formats import NumberFormat, get_format
 from bitcore.graph import Linear, Node, Requantize
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT32
-from bitexport.targets.c.packing import columns_of
+from bitexport.targets.c.packing import Columns, columns_of
 
 DENSE_HEADER = "bit_compact_dense.h"
 CODES, RICE = "codes", "Rice codes"
@@ -82,6 +82,19 @@ class Scale:
         return {"multiplier": (words.tolist(), "uint16_t"), "bias": (self.bias.tolist(), "int32_t")}
 
 
+def takes_dense(op: Linear) -> bool:
+    """Whether the compact dense runtime takes a layer's weights."""
+    fmt = get_format(op.format)
+    layout = columns_of(fmt)
+    return layout is not None and (layout.bits < 8 or fmt.step == 1)  # bit_compact_8bit knows no other step
+
+
+def _layout(fmt: NumberFormat) -> Columns:
+    layout = columns_of(fmt)
+    assert layout is not None
+    return layout
+
+
 def weights_of(op: Linear, levels: Ints, coding: str, block: int) -> tuple[dict[str, object], Arrays, set[str]]:
     """Returns what C is told about the weights of a layer: fields and arrays of its description, files of the runtime.
 
@@ -92,7 +105,7 @@ def weights_of(op: Linear, levels: Ints, coding: str, block: int) -> tuple[dict[
         block: Outputs that are computed at a time.
     """
     fmt = get_format(op.format)
-    layout = columns_of(fmt)
+    layout = _layout(fmt)
     add, bits, together = _ROWS.get(layout.function, "bit_compact_levels"), layout.bits, layout.inputs
     arrays: Arrays = {}
     if coding == RICE:
@@ -119,7 +132,7 @@ def weights_of(op: Linear, levels: Ints, coding: str, block: int) -> tuple[dict[
 
 def scratch_words(fmt: NumberFormat, coding: str, block: int) -> int:
     """Returns the words of a block's sums and of the table."""
-    layout = columns_of(fmt)
+    layout = _layout(fmt)
     return _even(block) + (0 if coding == RICE else 32 if layout.bits == 8 else layout.entries)
 
 
@@ -159,7 +172,7 @@ def pack_codes(levels: Ints, format_name: str, block: int) -> list[int]:
     inputs that are missing at the end.
     """
     fmt = get_format(format_name)
-    layout = columns_of(fmt)
+    layout = _layout(fmt)
     codes = fmt.encode(torch.from_numpy(np.ascontiguousarray(levels))).numpy().astype(np.int64)
     padded = np.pad(codes, [(0, 0), (0, -levels.shape[1] % layout.inputs)])
     digits = padded.reshape(len(levels), -1, layout.inputs)

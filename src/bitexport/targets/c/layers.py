@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bitcore.formats import get_format
-from bitcore.graph import Concat, Conv2d, Linear, MaxPool2d, NormShift, Op, Requantize, SumPool2d, Threshold
+from bitcore.graph import (
+    Add,
+    Concat,
+    Conv2d,
+    Linear,
+    Lookup,
+    MaxPool2d,
+    NormShift,
+    Op,
+    Requantize,
+    SumPool2d,
+    Threshold,
+)
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import IntTensor
 from bitexport.targets.c.activation import Activations
@@ -15,12 +27,25 @@ from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.compact import channels_of
 from bitexport.targets.c.compact_dense import Scale, weights_of
 from bitexport.targets.c.constants import Constants
-from bitexport.targets.c.packing import columns_of, pack_columns
+from bitexport.targets.c.packing import columns_of_layer, pack_columns
 from bitexport.targets.c.plan import CPlan
 from bitexport.targets.c.rows import BYTES, has_bias_and_shift, pack_weights, start_of, tables_of
 
 _TYPES = {"int8": "BIT_INT8", "uint8": "BIT_UINT8", "int16": "BIT_INT16", "int32": "BIT_INT32"}
 Fields = dict[str, object]
+FUNCTIONS: dict[type[Op], str] = {
+    Linear: "bit_dense",
+    Conv2d: "bit_conv2d",
+    MaxPool2d: "bit_max_pool2d",
+    SumPool2d: "bit_sum_pool2d",
+    NormShift: "bit_normshift",
+    Concat: "bit_copy_channels",
+    Requantize: "bit_map",
+    Threshold: "bit_map",
+    Lookup: "bit_map",
+    Add: "bit_map",
+}
+"""What runs a call, by the operation that it begins with: these, and no other, are what C computes."""
 
 
 @dataclass
@@ -48,12 +73,12 @@ class Layers:
             return self._compact_dense(layer, op)
         if isinstance(op, Conv2d) and layer.rows:
             return _struct("BitRows", f"{self._label(layer)}_layer", self._rows(layer, op))
-        if isinstance(op, Linear):
+        if isinstance(op, (Linear, Conv2d)) and columns_of_layer(op) is None:
+            kind, fields = "BitGrouped", self._grouped(layer, op)
+        elif isinstance(op, Linear):
             kind, fields = "BitDense", self._dense(layer, op)
         elif isinstance(op, Conv2d):
-            kind, fields = (
-                ("BitConv2d", self._conv(layer, op)) if op.groups == 1 else ("BitGrouped", self._grouped(layer, op))
-            )
+            kind, fields = "BitConv2d", self._conv(layer, op)
             if "activate" not in fields:
                 return _struct(kind, f"{self._label(layer)}_layer", fields)
         elif isinstance(op, (MaxPool2d, SumPool2d)):
@@ -79,13 +104,12 @@ class Layers:
                 f"bit_copy_channels(&{label}_layer[{i}], {self._source(name)}, {target}, &buffers);"
                 for i, name in enumerate(layer.reads[0])
             ]
-        kinds = {Linear: "bit_dense", MaxPool2d: "bit_max_pool2d", SumPool2d: "bit_sum_pool2d"}
-        function = kinds.get(type(op), "bit_map")
+        function = FUNCTIONS[type(op)]
         if layer.coding:
             function = "bit_compact_dense"
-        if isinstance(op, Conv2d):
-            function = "bit_conv2d" if op.groups == 1 else "bit_grouped_conv2d"
-        if layer.rows:
+        elif isinstance(op, (Linear, Conv2d)) and columns_of_layer(op) is None:
+            function = "bit_grouped_conv2d"
+        elif layer.rows:
             function = "bit_conv2d_rows"
         self.activations.files.add(f"{function}.c")
         arguments = f"&{label}_layer, {self._source(layer.source)}, {target}"
@@ -118,10 +142,10 @@ class Layers:
 
     # ---- descriptions ------------------------------------------------------------------------------------------------
 
-    def _weights(self, layer: Layer, levels: Ints, format_name: str, function: str = "") -> Fields:
+    def _weights(self, layer: Layer, levels: Ints, op: Linear | Conv2d, function: str = "") -> Fields:
         """Packs levels ``[outputs, taps, inputs]``."""
-        fmt, label = get_format(format_name), self._label(layer)
-        columns = columns_of(fmt)
+        fmt, label, columns = get_format(op.format), self._label(layer), columns_of_layer(op)
+        assert columns is not None
         function = function or columns.function
         self.activations.files.add(f"{function}.c")
         words, numbers = pack_columns(levels, fmt, layer.block)
@@ -140,12 +164,15 @@ class Layers:
             "block": layer.block,
         }
 
+    def _levels_in_memory_order(self, layer: Layer, op: Linear) -> Ints:
+        order = self.activations.orders[layer.nodes[0].inputs[0]]
+        return op.levels if order is None else op.levels[:, order]
+
     def _dense(self, layer: Layer, op: Linear) -> Fields:
         source = self.plan.types[layer.source]
-        order = self.activations.orders[layer.nodes[0].inputs[0]]
-        levels = op.levels if order is None else op.levels[:, order]
+        levels = self._levels_in_memory_order(layer, op)
         return {
-            "weights": self._weights(layer, levels[:, None, :], op.format),
+            "weights": self._weights(layer, levels[:, None, :], op),
             "activate": f"{self._label(layer)}_value",
             "inputs": source.size,
             "flip": self._flip(layer),
@@ -155,8 +182,7 @@ class Layers:
     def _compact_dense(self, layer: Layer, op: Linear) -> str:
         """The description of a compact dense layer, behind the function of its results where it needs one."""
         label = self._label(layer)
-        order = self.activations.orders[layer.nodes[0].inputs[0]]
-        levels = op.levels if order is None else op.levels[:, order]
+        levels = self._levels_in_memory_order(layer, op)
         fields, arrays, files = weights_of(op, levels, layer.coding, layer.block)
         self.activations.files.update(files)
         scale, text = Scale.of(layer.nodes), ""
@@ -184,7 +210,7 @@ class Layers:
         pixel = source.shape[0] * source.item_bytes
         step = [a * b for a, b in zip(op.stride, stride, strict=True)]
         return {
-            "weights": self._weights(layer, levels, op.format, function),
+            "weights": self._weights(layer, levels, op, function),
             **self._finish(layer),
             "window": window,
             "flip": self._flip(layer),
@@ -272,15 +298,20 @@ class Layers:
             "result_width": result.shape[2],
         }
 
-    def _grouped(self, layer: Layer, op: Conv2d) -> Fields:
-        source = self.plan.types[layer.source]
+    def _grouped(self, layer: Layer, op: Linear | Conv2d) -> Fields:
+        """Weights as they are: of groups, or of a format that is not taken in columns."""
+        source, result = self.plan.types[layer.source], layer.nodes[0].type
+        if isinstance(op, Linear):  # a convolution of a map of one pixel
+            pixel = self._levels_in_memory_order(layer, op)[:, :, None, None]
+            op = Conv2d(pixel, op.format, op.bias, (1, 1), (0, 0), (1, 1), 1)
+            source, result = replace(source, shape=(source.size, 1, 1)), replace(result, shape=(result.size, 1, 1))
         levels = op.levels.transpose(0, 2, 3, 1).ravel()
         wide = levels.min() < -128 or levels.max() > 127
         name = self.constants.add(f"{self._label(layer)}_weight", levels.tolist(), "int16_t" if wide else "int8_t")
         return {
             "levels": name,
             "activate": f"{self._label(layer)}_value",
-            "window": self._window(source, op, layer.nodes[0].type),
+            "window": self._window(source, op, result),
             "groups": op.groups,
             "inputs": op.levels.shape[1],
             "outputs": len(op.levels) // op.groups,
@@ -345,7 +376,9 @@ def _rises(op: Op) -> bool:
 def _has_ternary_rows(source: IntTensor, op: Conv2d) -> bool:
     """Whether bit_columns_ternary3 runs a convolution."""
     sideways = op.levels.shape[3], op.padding[1], op.stride[1], op.dilation[1]
-    return sideways == (3, 1, 1, 1) and source.low == 0 and len(get_format(op.format).levels) == 3
+    columns = columns_of_layer(op)
+    ternary = columns is not None and columns.function == "bit_columns_ternary"
+    return ternary and sideways == (3, 1, 1, 1) and source.low == 0
 
 
 def _struct(kind: str, name: str, fields: Fields) -> str:

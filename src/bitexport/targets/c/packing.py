@@ -7,8 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bitcore.formats import NumberFormat
+from bitcore.formats import NumberFormat, get_format
+from bitcore.formats.integers import TERNARY
+from bitcore.formats.tables import FP130, NF4
+from bitcore.graph import Conv2d, Linear, Op
 from bitcore.graph.ops import Ints
+from bitcore.graph.types import INT16
+
+_TABLES = {fmt.levels: f"bit_columns_{fmt.name}" for fmt in (FP130, NF4)}
+"""Unevenly spaced levels that the runtime knows, in the order of their codes."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +35,16 @@ class Columns:
     entries: int
 
 
-def columns_of(fmt: NumberFormat) -> Columns:
-    """Returns how the runtime takes a format."""
+def columns_of(fmt: NumberFormat) -> Columns | None:
+    """Returns how the runtime takes a format; ``None`` for one whose weights it does not take in columns."""
     levels = len(fmt.levels)
-    if not fmt.affine:
-        return Columns(f"bit_columns_{fmt.name}", 1, 4, 16)
-    if levels == 2:
+    if fmt.levels in _TABLES:
+        return Columns(_TABLES[fmt.levels], 1, 4, 16)
+    if not fmt.affine or fmt.step > 2 or fmt.low < INT16[0]:
+        return None
+    if levels == 2 and fmt.low in (-1, 0):
         return Columns("bit_columns_binary", 4, 4, 16)
-    if levels == 3:
+    if fmt.levels == TERNARY.levels:
         return Columns("bit_columns_ternary", 3, 5, 27)
     if levels == 4:
         return Columns("bit_columns_2bit", 2, 4, 16)
@@ -46,6 +55,13 @@ def columns_of(fmt: NumberFormat) -> Columns:
     return Columns("bit_columns_8bit", 1, 8, 16)
 
 
+def columns_of_layer(op: Op) -> Columns | None:
+    """Returns how the runtime takes an operation's weights; ``None`` if it has none, or takes them as levels."""
+    if isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1):
+        return columns_of(get_format(op.format))
+    return None
+
+
 def pack_columns(levels: Ints, fmt: NumberFormat, block: int) -> tuple[list[int], list[int]]:
     """Packs weight levels ``[outputs, taps, inputs]``: the words and the bytes that rows of codes are made of.
 
@@ -53,6 +69,7 @@ def pack_columns(levels: Ints, fmt: NumberFormat, block: int) -> tuple[list[int]
     each the inputs. A last group of inputs is filled up with code 0, which meets inputs of 0.
     """
     columns = columns_of(fmt)
+    assert columns is not None
     codes = fmt.encode(torch.from_numpy(np.ascontiguousarray(levels))).numpy().astype(np.int64)
     padded = np.pad(codes, [(0, 0), (0, 0), (0, -levels.shape[2] % columns.inputs)])
     groups = padded.reshape(*levels.shape[:2], -1, columns.inputs)

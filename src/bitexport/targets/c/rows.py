@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from bitcore.formats import NumberFormat, get_format
+from bitcore.formats.integers import TERNARY
 from bitcore.graph import Conv2d, MaxPool2d, Node
 from bitcore.graph.ops import Ints
-from bitcore.graph.types import IntTensor
+from bitcore.graph.types import INT16, IntTensor
 from bitexport.targets.c.compact import channels_of
 
 _MOST_LEVELS = 32
 _TABLE = 64  # words
-INT16 = -(2**15), 2**15 - 1
 
 BYTES, PACKED = "bytes", "packed"
 """How codes are stored: a byte each, or, slower, three in 16 bits."""
@@ -55,10 +55,15 @@ def takes_rows(nodes: Sequence[Node], pool: Node | None, source: IntTensor) -> b
     if isinstance(window, MaxPool2d) and (window.kernel, window.stride, window.padding) != ((2, 2), (2, 2), (0, 0)):
         return False
     fmt, size = get_format(op.format), (op.levels.shape[2:], op.padding, op.stride, op.dilation)
-    if size != ((3, 3), (1, 1), (1, 1), (1, 1)) or not fmt.affine or len(fmt.levels) > _MOST_LEVELS:
+    if size != ((3, 3), (1, 1), (1, 1), (1, 1)) or not _has_tables(fmt):
         return False
     start = start_of(source, op.levels)
     return start is not None and has_bias_and_shift(nodes, source, start)
+
+
+def _has_tables(fmt: NumberFormat) -> bool:
+    """Whether bit_fill makes a format's tables: few levels, from one of int8 up in steps of 1 or 2."""
+    return fmt.affine and fmt.step <= 2 and len(fmt.levels) <= _MOST_LEVELS and -128 <= fmt.low <= 127
 
 
 def row_words(width: int, block: int, pooled: bool) -> int:
@@ -68,7 +73,7 @@ def row_words(width: int, block: int, pooled: bool) -> int:
 
 def tables_of(fmt: NumberFormat) -> dict[str, int]:
     """Returns how a format's tables are made: one for three ternary weights side by side, or one for each weight."""
-    if len(fmt.levels) == 3:
+    if fmt.levels == TERNARY.levels:
         return {"low": -1, "level_step": 1, "levels": 0, "tables": 1}
     return {"low": fmt.low, "level_step": fmt.step, "levels": len(fmt.levels), "tables": 3}
 
@@ -79,7 +84,7 @@ def pack_weights(levels: Ints, fmt: NumberFormat, block: int, stored: str) -> li
     A byte is the offset of its entry in a table; packed, three codes of 5 bits make 16.
     """
     codes = (levels - fmt.low) // fmt.step
-    codes = (codes * (1, 3, 9)).sum(-1, keepdims=True) if len(fmt.levels) == 3 else codes
+    codes = (codes * (1, 3, 9)).sum(-1, keepdims=True) if fmt.levels == TERNARY.levels else codes
     codes = codes[:, :, ::-1].transpose(1, 3, 0, 2)  # inputs, tables, outputs, rows
     codes = 8 * codes if stored == BYTES else (codes << (0, 5, 10)).sum(-1)
     return np.concatenate([codes[:, :, at : at + block].ravel() for at in range(0, len(levels), block)]).tolist()

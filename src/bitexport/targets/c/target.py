@@ -12,9 +12,8 @@ from pathlib import Path
 
 import bitcore.kernels
 from bitcore.errors import BitLabError, unknown
-from bitcore.graph import OPS, Conv2d, Flatten, Graph, Linear, MaxPool2d, NormShift, SumPool2d, Threshold
+from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
-from bitcore.graph.types import INT32
 from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
 from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.firmware import DoesNotFitError, Size, measure_size, write_project
@@ -22,11 +21,11 @@ from bitexport.targets.c.host import run_on_host
 from bitexport.targets.c.plan import CPlan, plan_layers
 from bitexport.targets.c.readme import export_readme
 from bitexport.targets.c.source import CSource
+from bitexport.targets.c.support import problems_of
 
 MANIFEST_FILE = "export.json"
 OPTIMIZE = ("speed", "flash")
 """Which runtime: the fast one, or the compact one where it runs a layer."""
-_LONGEST, _WIDEST = 2**16 - 1, 2**8 - 1  # of maps and vectors; of windows and their steps (csrc/portable/bit_layers.h)
 _RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
 _RESERVED = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if inline int long "
@@ -107,26 +106,8 @@ class CTarget(Target):
         self.optimize = optimize
 
     def check(self, graph: Graph) -> list[Problem]:
-        """Returns what C cannot express yet."""
-        problems = []
-        types = plan_layers(graph).types
-        types |= {node.name: node.type for node in graph.nodes if node.name not in types}
-        for node in graph.nodes:
-            op, source = node.op, types[node.inputs[0]]
-            longest = max(*node.type.shape, *source.shape)
-            if longest > _LONGEST and not isinstance(op, Flatten):
-                problems.append(Problem(node.name, f"C counts to {_LONGEST}, not to {longest}; use a smaller layer"))
-            elif isinstance(op, (Conv2d, MaxPool2d, SumPool2d)) and max(_steps(op)) > _WIDEST:
-                problems.append(Problem(node.name, f"windows are wider than {_WIDEST}; use smaller ones"))
-            elif op.kind not in OPS:
-                problems.append(Problem(node.name, f"{op.kind} has no C"))
-            elif isinstance(op, (Linear, Conv2d)) and source.item_bytes > 1:
-                problems.append(Problem(node.name, "its input is wider than 8 bits; quantize it to 8 bits or fewer"))
-            elif isinstance(op, NormShift) and node.type.item_bytes > 1:
-                problems.append(Problem(node.name, "a dynamic range gives 8 bits; use int8 or uint8"))
-            elif isinstance(op, Threshold) and max(abs(int(op.thresholds.min())), int(op.thresholds.max())) > INT32[1]:
-                problems.append(Problem(node.name, "a threshold leaves int32; use fewer inputs or smaller weights"))
-        return problems
+        """Returns what C cannot express: operations without C, formats and sizes beyond its integers."""
+        return problems_of(graph)
 
     def emit(self, graph: Graph, out: Path, name: str) -> Artifact:
         """Writes NAME.h, NAME.c, the runtime files they need, README.md and the graph itself.
@@ -219,13 +200,6 @@ class CTarget(Target):
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
         return run_on_host(artifact.folder, artifact.name, codes, sources=Manifest.load(artifact.folder).sources)
-
-
-def _steps(op: Conv2d | MaxPool2d | SumPool2d) -> tuple[int, ...]:
-    """A window's size, and what it moves by."""
-    if isinstance(op, Conv2d):
-        return (*op.levels.shape[2:], *op.padding, *op.stride, *op.dilation)
-    return (*op.kernel, *op.padding, *op.stride)
 
 
 def _flash(size: Size | DoesNotFitError | None) -> float:
