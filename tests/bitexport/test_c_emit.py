@@ -298,16 +298,16 @@ def test_a_failure_midway_leaves_everything_as_it_was(
 ) -> None:
     out = tmp_path / "out"
     if earlier:
-        CTarget().emit(chain(0), out, "old")
+        CTarget().emit(chain(0), out, "former")
     before = content(tmp_path)
     with monkeypatch.context() as patch:
         FAILURES[failure](patch)
         with pytest.raises(BitLabError, match=r"cannot write .*No space left"):
-            CTarget().emit(chain(1), out, "new")
+            CTarget().emit(chain(1), out, "latter")
     assert content(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if earlier else [])
-    CTarget().emit(chain(1), out, "new")
-    assert (out / "new.c").is_file() and not (out / "old.c").exists()
+    CTarget().emit(chain(1), out, "latter")
+    assert (out / "latter.c").is_file() and not (out / "former.c").exists()
 
 
 # ---- the host's compiler -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from bitexport.targets import CTarget
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.firmware import defines, link, measure_size
 from bitexport.targets.c.plan import plan_layers
+from bitexport.targets.c.runtime import runtime_version
 from bitexport.targets.c.source import CSource
 from bitexport.targets.c.target import Manifest
 from networks import random_linear
@@ -61,7 +62,8 @@ def functions(graph: Graph, folder: Path) -> dict[str, int]:
     program = link(chip, sources, artifact.folder, folder / "program", flags)
     listing = subprocess.run([chip.tool("nm"), "-S", program], capture_output=True, text=True, check=True).stdout
     symbols = [words for words in map(str.split, listing.splitlines()) if len(words) == 4 and words[2] in "tT"]
-    return {name: int(size, 16) for _, size, _, name in symbols if name not in START}
+    version = f"_{runtime_version()}"
+    return {name.removesuffix(version): int(size, 16) for _, size, _, name in symbols if name not in START}
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -15,6 +15,7 @@ from bitexport.targets.c.constants import Constant, Constants
 from bitexport.targets.c.layers import Layers
 from bitexport.targets.c.orders import find_orders
 from bitexport.targets.c.plan import CPlan, plan_layers
+from bitexport.targets.c.runtime import runtime_version
 
 _INDENT = "    "
 _HEADERS = (
@@ -100,6 +101,10 @@ class CSource:
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
 /* {_shape(spec.shape)} values{order}, {spec.type.storage}, {spec.format}. */
 #define {upper}_INPUT_SIZE {spec.type.size}
 /* int32 scores, {output.low} to {output.high}. */
@@ -121,6 +126,10 @@ void {name}_run_in(const int8_t *input, int32_t *output, void *arena);
 /* Returns the class with the highest score. */
 int {name}_predict(const int8_t *input);
 
+#ifdef __cplusplus
+}}
+#endif
+
 #endif
 """
 
@@ -139,6 +148,10 @@ int {name}_predict(const int8_t *input);
 #include "{name}.h"
 
 #include "{DENSE_HEADER if self._dense else "bit_store.h"}"
+
+#if BIT_RUNTIME != 0x{runtime_version()}
+#error "the bit_* files here are another version's: keep them in the folder of the network that they came with"
+#endif
 
 {chr(10).join(layers)}
 {self._functions()}"""

@@ -20,21 +20,25 @@ def problems_of(graph: Graph) -> list[Problem]:
         return problems
     types = plan_layers(graph).types
     types |= {node.name: node.type for node in graph.nodes if node.name not in types}
-    found = ((node.name, message) for node in graph.nodes if (message := _excess(node, types[node.inputs[0]])))
-    return [Problem(name, message) for name, message in found]
+    found = ((node.name, _excess(node, types[node.inputs[0]])) for node in graph.nodes)
+    return [*_ends(graph), *(Problem(name, message) for name, message in found if message)]
 
 
 def _unknown(graph: Graph) -> Iterator[Problem]:
-    """Operations and forms of a graph that C has no way for."""
-    if graph.input.type.item_bytes > 1:
-        yield Problem("input", f"C takes inputs of 8 bits, not {graph.input.format}; use int8 or uint8")
+    """Operations that C has no way for."""
     for node in graph.nodes:
         if type(node.op) not in FUNCTIONS and type(node.op) is not Flatten:
             yield Problem(node.name, f"{node.op.kind} has no C; there are: {', '.join(_known())}")
+    if all(isinstance(node.op, Flatten) for node in graph.nodes):
+        yield Problem(graph.output.name, "there is nothing to compute; add a layer")
+
+
+def _ends(graph: Graph) -> Iterator[Problem]:
+    """Inputs and outputs that the functions of an export do not have."""
+    if graph.input.type.item_bytes > 1:
+        yield Problem("input", f"C takes inputs of 8 bits, not {graph.input.format}; use int8 or uint8")
     if len(graph.output.type.shape) != 1:
         yield Problem(graph.output.name, "C gives a vector of scores, no map; flatten it")
-    elif all(isinstance(node.op, Flatten) for node in graph.nodes):
-        yield Problem(graph.output.name, "there is nothing to compute; add a layer")
 
 
 def _known() -> list[str]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import bitcore.kernels
 from bitcore.errors import BitLabError, unknown
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
@@ -18,20 +16,16 @@ from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
 from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.firmware import DoesNotFitError, Size, measure_size, write_project
 from bitexport.targets.c.host import run_on_host
+from bitexport.targets.c.names import check_name
 from bitexport.targets.c.plan import CPlan, plan_layers
 from bitexport.targets.c.readme import export_readme
+from bitexport.targets.c.runtime import copy_runtime
 from bitexport.targets.c.source import CSource
 from bitexport.targets.c.support import problems_of
 
 MANIFEST_FILE = "export.json"
 OPTIMIZE = ("speed", "flash")
 """Which runtime: the fast one, or the compact one where it runs a layer."""
-_RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
-_RESERVED = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long "
-    "register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
-    "main run".split()
-)
 
 
 @dataclass(frozen=True)
@@ -117,8 +111,7 @@ class CTarget(Target):
         Raises:
             BitLabError: Also if the chip's compiler is missing, or the network exceeds the chip; by how many bytes.
         """
-        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) or name in _RESERVED or name.lower().startswith("bit_"):
-            raise BitLabError(f"'{name}' cannot name C functions; use letters, digits and _, such as 'digits'")
+        check_name(name)
         self.require(graph)
         if out.exists() and not out.is_dir():
             raise BitLabError(f"'{out}' is a file; give a folder")
@@ -186,8 +179,7 @@ class CTarget(Target):
         name = source.name
         (folder / f"{name}.c").write_text(source.source())
         (folder / f"{name}.h").write_text(source.header())
-        for file in (*source.headers, *source.runtime):
-            shutil.copyfile(_RUNTIME / file, folder / file)
+        copy_runtime((*source.headers, *source.runtime), folder)
         if self.chip is None or not self.chip.flash:
             return None
         with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "bit_formats.h"
+#include "bit_version.h"
 
 #if defined(__GNUC__)
 #define BIT_INLINE static inline __attribute__((always_inline))
