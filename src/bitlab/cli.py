@@ -28,6 +28,11 @@ CheckpointPath = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dataset = Annotated[str | None, typer.Option(help="Another dataset than the one it was trained on.")]
 Samples = Annotated[int | None, typer.Option("--max-samples", min=1, help="Use only the first so many images.")]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help="Run these instead, an array [samples, ...] (.npy): the network's integers, or floats."),
+]
+Labels = Annotated[Path | None, typer.Option(help="The classes of --inputs, an array [samples] (.npy).")]
 Optimize = Annotated[
     str | None,
     typer.Option(help="speed, or flash: a smaller, slower runtime; by default speed, and flash if that does not fit."),
@@ -131,13 +136,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a network as C99 source that computes the same bits."""
-    from bitexport.targets.c.target import Manifest
+    from bitexport.targets import Manifest, get_target
     from bitlab import pipeline
     from bitlab.footprint import totals
 
     opened = pipeline.open_checkpoint(checkpoint)
     artifact, graph = pipeline.export(opened, out, name, target, optimize)
-    sizes = totals(graph, artifact.folder)
+    sizes = totals(graph, get_target(target).describe(artifact))
     used = None if target == "engine" else Manifest.load(artifact.folder).optimize
     if json:
         shown = {"folder": str(artifact.folder), "name": name, "optimize": used, "sizes": sizes.to_dict()}
@@ -163,12 +168,14 @@ def measure(
     dataset: Dataset = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="The first so many test images.")] = 100,
     all: Annotated[bool, typer.Option("--all", help="All test images.")] = False,
+    inputs: Inputs = None,
+    labels: Labels = None,
     json: Json = False,
 ) -> None:
     """Run an exported network in an emulator of its chip: accuracy, equality, flash, RAM, instructions, time."""
     from bitlab.measure import measure_export, rows_of
 
-    result = measure_export(folder, target, dataset, None if all else samples)
+    result = measure_export(folder, target, dataset, None if all else samples, inputs, labels)
     if json:
         console.show_json(result)
     else:
@@ -240,16 +247,23 @@ def verify(
     ] = None,
     dataset: Dataset = None,
     samples: Samples = None,
-    target: Annotated[str, typer.Option(help="What to compare: c, or engine (the CPU kernels).")] = "c",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What to compare: c, or engine (the CPU kernels); by default what it was exported for, or c."
+        ),
+    ] = None,
+    inputs: Inputs = None,
+    labels: Labels = None,
     json: Json = False,
 ) -> None:
     """Prove that the C code gives the same bits: every output of every test image, against the interpreter."""
     from bitexport.targets import TARGETS
     from bitlab import pipeline
 
-    if target not in TARGETS:
+    if target is not None and target not in TARGETS:
         raise unknown("target", target, TARGETS)
-    result = pipeline.verify(path, float_twin, dataset, samples, target).to_dict()
+    result = pipeline.verify(path, float_twin, dataset, samples, target, inputs, labels).to_dict()
     if json:
         console.show_json(result)
     else:

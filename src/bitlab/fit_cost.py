@@ -13,11 +13,10 @@ from bitcore.errors import BitLabError, unknown
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
 from bitexport import lower
-from bitexport.targets import OPTIMIZE, CTarget
+from bitexport.targets import OPTIMIZE, CTarget, Manifest
 from bitexport.targets.c.chips import CHIPS, Chip
 from bitexport.targets.c.emulate import Emulation, emulate
 from bitexport.targets.c.firmware import DoesNotFitError
-from bitexport.targets.c.target import Manifest
 from bitlab.fit_space import parse_count
 from bitlayers.fusion import fuse_batchnorm, train_fused
 from bittrain.build import build_model
@@ -136,9 +135,7 @@ def _emulate(graph: Graph, target: CTarget, chip: Chip, codes: Ints) -> Emulatio
     with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
         folder = Path(temporary) / "network"
         target.emit(graph, folder, "network")
-        manifest = Manifest.load(folder)
-        files = [folder / file for file in manifest.sources]
-        return emulate(chip, "network", folder, files, manifest.plan(graph), codes)
+        return emulate(chip, folder, Manifest.load(folder), codes)
 
 
 def untrained(recipe: Recipe, prepared: Prepared) -> nn.Module:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from bitcore.graph import Conv2d, Graph, Linear
+from bitexport.targets import Sizes
 from bitexport.targets.c.source import CSource
-from bitexport.targets.c.target import MANIFEST_FILE, Manifest
 from bitlayers import BitLayer
 from bitlayers.modes import evaluating
 
@@ -117,12 +116,13 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
 
 @dataclass(frozen=True)
 class Totals:
-    """A whole network on a microcontroller.
+    """A whole network on a microcontroller, or in the engine.
 
     Attributes:
         weights: Bytes of the packed weights, as they lie in flash.
         constants: Bytes of all constants in flash (weights, biases, thresholds, multipliers); code is not counted.
-        arena: Bytes of working memory, with room for the input.
+        arena: Bytes of working memory.
+        input_in_arena: Whether the arena has room for the input.
         input: Bytes of the input.
         macs: Multiply-accumulates a sample.
         multiplications: What else is multiplied a sample; 0 where requantizations are shifts or thresholds.
@@ -132,6 +132,7 @@ class Totals:
     weights: int
     constants: int
     arena: int
+    input_in_arena: bool
     input: int
     macs: int
     multiplications: int
@@ -139,31 +140,31 @@ class Totals:
 
     @property
     def ram(self) -> int:
-        """The arena, which holds the input too; the stack is not counted."""
-        return self.arena
+        """Arena and input; the stack is not counted."""
+        return self.arena + (0 if self.input_in_arena else self.input)
 
     def to_dict(self) -> dict[str, int]:
         """Everything as plain values."""
         return {**asdict(self), "ram": self.ram}
 
 
-def totals(graph: Graph, folder: Path | None = None) -> Totals:
-    """Returns a graph's sizes as the C target lays it out, in an export folder as it was made for its chip.
+def totals(graph: Graph, sizes: Sizes | None = None) -> Totals:
+    """Returns a graph's totals.
 
-    Without a folder, convolutions do not run row by row, which takes more bytes.
+    Args:
+        graph: The graph.
+        sizes: What its export takes, see `Target.describe`. Without an export, what C for any machine would take where
+            convolutions do not run row by row, which takes more bytes.
     """
-    manifest = Manifest.load(folder) if folder and (folder / MANIFEST_FILE).is_file() else None
-    source = CSource(graph, "network", packed=None)
-    if manifest:
-        source = CSource(graph, "network", manifest.limit, manifest.compact, bool(manifest.rice), manifest.packed)
-    source.source()
-    weighted = [node for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
+    if sizes is None:
+        source = CSource(graph, "network", packed=None)
+        source.source()
+        sizes = source.sizes()
+    weighted = [node.op for node in graph.nodes if isinstance(node.op, (Linear, Conv2d))]
     return Totals(
-        weights=sum(source.weight_bytes(node.name) for node in weighted),
-        constants=sum(constant.bytes for constant in source.constants),
-        arena=source.plan.arena,
+        **asdict(sizes),
         input=graph.input.type.bytes,
         macs=graph.macs(),
         multiplications=graph.multiplications(),
-        float32=4 * sum(node.op.levels.size for node in weighted),  # type: ignore[attr-defined]
+        float32=4 * sum(op.levels.size for op in weighted),
     )

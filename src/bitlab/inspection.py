@@ -10,7 +10,7 @@ from bitcore.files import write_atomically
 from bitcore.formats import FORMATS
 from bitcore.graph import Graph, graph_dot, graph_table
 from bitcore.presets import PRESETS
-from bitexport.targets.c.target import GRAPH_FILE, open_export
+from bitexport.targets import Manifest, get_target, is_export, open_export
 from bitlab import console
 from bitlab.footprint import LayerFootprint, Totals, layer_footprints, totals
 from bitlab.pipeline import Checkpoint, make_graph, open_checkpoint
@@ -50,10 +50,14 @@ def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> 
     Raises:
         BitLabError: If the path is no network, or ``--graph`` is asked of one that integers cannot express.
     """
-    if path.is_dir() and (path / GRAPH_FILE).is_file():
-        graph: Graph | None = open_export(path)[1]
-        layers: list[LayerFootprint] = []
-        why = ""
+    graph: Graph | None
+    layers: list[LayerFootprint] = []
+    sizes, arena, why, target = None, None, "", "c"
+    if is_export(path):
+        artifact, graph = open_export(path)
+        manifest = Manifest.load(path)
+        target, arena = manifest.target, manifest.places
+        sizes = get_target(target).describe(artifact)
     else:
         checkpoint = open_checkpoint(path)
         layers = layer_footprints(checkpoint.model, checkpoint.preprocessing.shape)
@@ -62,7 +66,7 @@ def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> 
         raise BitLabError(why)
     if dot is not None and graph is not None:
         write_atomically(dot, graph_dot(graph))
-    size = None if graph is None else totals(graph)
+    size = None if graph is None else totals(graph, sizes)
     if json:
         data = {"layers": [asdict(layer) for layer in layers], "totals": size.to_dict() if size else None}
         console.show_json(data)
@@ -72,9 +76,9 @@ def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> 
     if size is None:
         console.out.print(f"No integer graph: {console.escape(why)}")
     else:
-        _show_totals(size)
+        _show_totals(size, chip=target != "engine")
     if graph is not None and (with_graph or not layers):
-        console.out.print(graph_table(graph), soft_wrap=True, highlight=False)
+        console.out.print(graph_table(graph, arena), soft_wrap=True, highlight=False)
 
 
 def _try_graph(checkpoint: Checkpoint) -> tuple[Graph | None, str]:
@@ -106,10 +110,16 @@ def _show_layers(layers: list[LayerFootprint]) -> None:
     console.show_table("Layers", columns, rows)
 
 
-def _show_totals(size: Totals) -> None:
+def _show_totals(size: Totals, chip: bool) -> None:
     console.out.print(
         f"Weights: {console.size(size.weights)}, {size.float32 / size.weights:.1f}× less than float32. "
-        f"Flash: {console.size(size.constants)} of constants. RAM: {console.size(size.ram)} "
-        f"(arena {size.arena} + input {size.input}). {size.macs:,} MACs, "
+        f"{'Flash' if chip else 'Memory'}: {console.size(size.constants)} of constants. RAM: {console.size(size.ram)} "
+        f"({_memory(size)}). {size.macs:,} MACs, "
         f"{size.multiplications:,} other multiplications."
     )
+
+
+def _memory(size: Totals) -> str:
+    if size.input_in_arena:
+        return f"the arena, the input's {size.input:,} B in it"
+    return f"arena {size.arena:,} + input {size.input:,}"

@@ -14,9 +14,9 @@ from bitcore.engine import Engine
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph
 from bitexport import lower
-from bitexport.targets import TARGETS, Artifact, get_target
-from bitexport.targets.c.target import GRAPH_FILE, open_export
+from bitexport.targets import TARGETS, Artifact, Manifest, get_target, is_export, open_export
 from bitexport.verify import Verification, compare
+from bitlab.samples import Samples, find_samples
 from bitmodels import load_model
 from bittrain.evaluate import evaluate, load_split, predict
 from bittrain.fit import restore
@@ -124,16 +124,14 @@ class Report:
     """What `verify` found on a test set.
 
     Attributes:
-        dataset: The data set's name.
-        labels: The true classes.
+        samples: What was run.
         check: Interpreter against the target.
         fake_quantized: The model's own classes, ``None`` when only an export was given.
         float_accuracy: The full-precision twin's accuracy, if one was given.
         target: What was compared with the interpreter, ``"c"`` or ``"engine"``.
     """
 
-    dataset: str
-    labels: np.ndarray
+    samples: Samples
     check: Verification
     fake_quantized: np.ndarray | None
     float_accuracy: float | None
@@ -146,15 +144,17 @@ class Report:
             return None
         return int((self.fake_quantized != self.check.scores.argmax(1)).sum())
 
-    def accuracy(self, classes: np.ndarray) -> float:
-        """The share of right classes."""
-        return float((classes == self.labels).mean())
+    def accuracy(self, classes: np.ndarray) -> float | None:
+        """The share of right classes, ``None`` if nobody knows them."""
+        labels = self.samples.labels
+        return None if labels is None else float((classes == labels).mean())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values."""
         check = self.check
         return {
-            "dataset": self.dataset,
+            "dataset": self.samples.source,
+            "inputs": self.samples.noun,
             "samples": check.samples,
             "outputs_compared": check.samples * check.outputs,
             "mismatches": check.mismatches,
@@ -174,47 +174,56 @@ def verify(
     twin: Path | None = None,
     dataset: str | None = None,
     max_samples: int | None = None,
-    target: str = "c",
+    target: str | None = None,
+    inputs: Path | None = None,
+    labels: Path | None = None,
 ) -> Report:
     """Compares the C code (or another target) with the interpreter on the test set, every output of every image.
+
+    A network that does not say how pixels become its input runs on the caller's inputs, or on random ones.
 
     Args:
         path: An export folder (its C is taken as it is), a run folder or a checkpoint (exported first).
         twin: The checkpoint of the full-precision twin.
         dataset: Another data set than the one the model was trained on.
         max_samples: Only so many images.
-        target: What is compared: a name of `TARGETS`.
+        target: What is compared: a name of `TARGETS`; by default what an export was made for, else ``c``.
+        inputs: Other inputs, see `bitlab.samples.find_samples`; so are labels their classes.
+        labels: See there.
 
     Raises:
         BitLabError: If something cannot be read, exported, compiled or run. A mismatch is no error here.
     """
-    if path.is_dir() and (path / GRAPH_FILE).is_file():
+    if twin is not None and inputs is not None:
+        raise BitLabError("--float-twin is measured on test images; leave --inputs out")
+
+    def find(graph: Graph) -> Samples:
+        return find_samples(graph, dataset, inputs, labels, max_samples)
+
+    if is_export(path):
         artifact, graph = open_export(path)
-        return _verify(artifact, graph, None, twin, dataset, max_samples, target)
-    checkpoint = open_checkpoint(path)
+        made_for = Manifest.load(path).target
+        chosen = target or ("engine" if made_for == "engine" else "c")
+        return _verify(artifact, graph, find(graph), None, twin, dataset, max_samples, chosen)
+    checkpoint, chosen = open_checkpoint(path), target or "c"
     with tempfile.TemporaryDirectory(prefix="bitlab-") as folder:
-        artifact, graph = export(checkpoint, Path(folder) / "network", "network", target)
-        return _verify(artifact, graph, checkpoint, twin, dataset, max_samples, target)
+        artifact, graph = export(checkpoint, Path(folder) / "network", "network", chosen)
+        return _verify(artifact, graph, find(graph), checkpoint, twin, dataset, max_samples, chosen)
 
 
 def _verify(
     artifact: Artifact,
     graph: Graph,
+    samples: Samples,
     checkpoint: Checkpoint | None,
     twin: Path | None,
     dataset: str | None,
     max_samples: int | None,
     target: str,
 ) -> Report:
-    if "preprocessing" not in graph.info:
-        raise BitLabError(f"'{artifact.folder}' does not say how pixels become its input; export it again")
-    preprocessing = Preprocessing.from_dict(graph.info["preprocessing"])
-    name = dataset or graph.info["dataset"]
-    split = load_split(name, preprocessing)
-    images, labels = split.images[:max_samples], split.labels[:max_samples]
-    check = compare(graph, TARGETS[target], artifact, graph.input.quantize(preprocessing(images)))
+    check = compare(graph, TARGETS[target], artifact, samples.codes)
     fake = None
-    if checkpoint is not None:
-        fake = predict(checkpoint.model, images, preprocessing).argmax(1).numpy()
+    if checkpoint is not None and samples.images is not None:
+        fake = predict(checkpoint.model, samples.images, checkpoint.preprocessing).argmax(1).numpy()
     accuracy = None if twin is None else measure(open_checkpoint(twin), dataset, max_samples)["accuracy"]
-    return Report(name, labels.numpy(), check, fake, accuracy, "engine" if target == "engine" else "c")
+    return Report(samples, check, fake, accuracy, "engine" if target == "engine" else "c")

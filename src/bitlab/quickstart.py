@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bitexport.targets import CTarget
 from bitlab.footprint import totals
 from bitlab.pipeline import export, open_checkpoint, verify
 from bittrain.fit import fit
@@ -34,7 +35,7 @@ def run_quickstart(out: Path, progress: bool) -> dict[str, Any]:
     checkpoint = open_checkpoint(run)
     artifact, graph = export(checkpoint, out / "c", "digits")
     report = verify(run, twin)
-    sizes = totals(graph)
+    sizes = totals(graph, CTarget().describe(artifact))
     return {
         **report.to_dict(),
         "sizes": sizes.to_dict(),

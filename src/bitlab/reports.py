@@ -39,14 +39,14 @@ def show_report(result: dict[str, Any]) -> None:
         (_TARGET_NAMES[target], console.percent(accuracy[target])),
     ]
     differing = result["classes_differing_between_fake_quantized_and_integer"]
-    console.show_table(f"{result['dataset']}, {result['samples']:,} test images", ("network", "accuracy"), rows)
+    inputs = result["inputs"]
+    console.show_table(f"{result['dataset']}, {result['samples']:,} {inputs}", ("network", "accuracy"), rows)
     if differing is not None:
         console.out.print(f"Fake-quantized and integer classes differ on {differing} of {result['samples']:,} images.")
-    compared = (
-        f"{result['outputs_compared']:,} outputs of {result['samples']:,} images compared with {_TARGET_NAMES[target]}"
-    )
+    compared = f"{result['outputs_compared']:,} outputs of {result['samples']:,} {inputs} compared"
+    compared += f" with {_TARGET_NAMES[target]}"
     if result["mismatches"]:
-        console.out.print(f"[bold red]FAILED[/]: {compared}: {result['mismatches']:,} images differ. First: "
+        console.out.print(f"[bold red]FAILED[/]: {compared}: {result['mismatches']:,} {inputs} differ. First: "
                           f"{result['first_mismatch']}.")  # fmt: skip
     else:
         console.out.print(f"[bold green]Verified[/]: {compared}: 0 mismatches.")

@@ -11,7 +11,7 @@ from bitcore.graph import Graph, InputSpec, Linear, Node, Requantize
 from bitexport.targets import CTarget
 from bitexport.targets.c.compact_dense import CODES, RICE, Scale, coded_sizes
 from bitexport.targets.c.plan import plan_layers
-from bitexport.targets.c.target import Manifest
+from bitexport.targets.manifest import Manifest
 from networks import FOLDS, extreme_codes, random_chain
 from programs import SANITIZERS, build
 

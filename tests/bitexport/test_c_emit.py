@@ -30,7 +30,7 @@ from bitexport.targets import Artifact, CTarget
 from bitexport.targets.c.host import run_on_host
 from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.source import CSource
-from bitexport.targets.c.target import open_export
+from bitexport.targets.manifest import open_export
 from bitlayers.convert import quantize
 from networks import extreme_codes, perceptron, random_chain, train_a_little
 from programs import SANITIZERS

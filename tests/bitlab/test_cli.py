@@ -224,7 +224,7 @@ def test_a_planted_difference_fails(run, tmp_path, trained):
     assert end
     (artifact.folder / "net.c").write_text(f"{before}\n    output[3] += 1;{end}{after}")
     code, text, _ = run("verify", artifact.folder)
-    assert code == 1 and "FAILED" in text and "355 images differ" in text
+    assert code == 1 and "FAILED" in text and "355 test images differ" in text
     first = verify(artifact.folder).check.first
     assert first is not None and (first.sample, first.output, first.got) == (0, 3, first.expected + 1)
     assert str(first.expected) in text and str(first.got) in text

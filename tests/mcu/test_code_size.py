@@ -1,6 +1,5 @@
 """What the compact runtime of fully connected networks takes on the smallest chip."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from bitexport.targets import CTarget
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.firmware import defines, link, measure_size
 from bitexport.targets.c.plan import plan_layers
-from bitexport.targets.c.runtime import runtime_version
+from bitexport.targets.c.runtime import copy_runtime, runtime_version
 from bitexport.targets.c.source import CSource
-from bitexport.targets.c.target import Manifest
+from bitexport.targets.manifest import Manifest
 from networks import random_linear
 
 RUNTIME = Path(bitcore.kernels.__file__).parent / "csrc" / "portable"
@@ -89,8 +88,7 @@ def plain_flash(graph: Graph, folder: Path) -> int:
     folder.mkdir()
     (folder / "net.c").write_text(source.source())
     (folder / "net.h").write_text(source.header())
-    for file in (*source.headers, *source.runtime):
-        shutil.copyfile(RUNTIME / file, folder / file)
+    copy_runtime((*source.headers, *source.runtime), folder)
     return measure_size(CHIPS["rv32ec"], "net", folder, sorted(folder.glob("*.c")), folder / "program").flash
 
 
@@ -105,7 +103,8 @@ def test_rice_codes_are_chosen_by_measured_flash(crowded: int, inputs: int, tmp_
     flash = measure_size(CHIPS["rv32ec"], "net", artifact.folder, files, tmp_path / "program").flash
     plain = plain_flash(graph, tmp_path / "plain")
     text = (artifact.folder / "README.md").read_text()
-    assert manifest.plan(graph).places == plan_layers(graph, None, True, bool(manifest.rice)).places
+    places = plan_layers(graph, None, True, bool(manifest.rice)).places
+    assert manifest.places == {place.name: [place.offset, place.offset + place.bytes] for place in places}
     if crowded == 3:
         assert manifest.rice and flash < plain
         assert f"Rice codes save {plain - flash} bytes of flash, their decoder included" in text

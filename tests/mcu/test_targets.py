@@ -18,7 +18,7 @@ from bitexport.targets.c.firmware import defines, link, measure_size
 from bitexport.targets.c.host import input_bytes
 from bitexport.targets.c.plan import plan_layers
 from bitexport.targets.c.runtime import runtime_version
-from bitexport.targets.c.target import Manifest
+from bitexport.targets.manifest import Manifest
 from graphs import GraphMaker, plain_network, random_graph
 from networks import extreme_codes, random_chain
 
@@ -45,15 +45,14 @@ def test_same_bits_in_the_emulator(target: str, tmp_path: Path, tools: Callable[
     artifact = TARGETS[target].emit(graph, tmp_path / "net", "network")
     manifest = Manifest.load(artifact.folder)
     codes = extreme_codes(graph, 7)
-    files = [artifact.folder / file for file in manifest.sources]
-    found = emulate(CHIPS[target], "network", artifact.folder, files, manifest.plan(graph), codes)
+    found = emulate(CHIPS[target], artifact.folder, manifest, codes)
     expected = graph.run(codes)
     assert np.array_equal(found.outputs, expected)
     assert np.array_equal(found.classes, expected.argmax(1))
     if found.size is not None:
         chip = CHIPS[target]
         assert 0 < found.size.flash <= chip.flash
-        assert manifest.plan(graph).arena < found.ram <= chip.ram
+        assert manifest.size("arena") < found.ram <= chip.ram
         assert 0 < found.stack <= chip.stack
         assert (found.counts > 100).all()
 
@@ -65,11 +64,9 @@ def test_the_compact_runtime_in_the_emulator(target: str, tmp_path: Path, tools:
         graph = plain_network(np.random.default_rng(seed))
         artifact = get_target(target, "flash").emit(graph, tmp_path / f"net{seed}", "network")
         manifest = Manifest.load(artifact.folder)
-        plan = manifest.plan(graph)
-        assert all(layer.compact for layer in plan.layers)
+        assert all(layer.compact for layer in plan_layers(graph, compact=True).layers)
         codes = extreme_codes(graph, 7)
-        files = [artifact.folder / file for file in manifest.sources]
-        found = emulate(CHIPS[target], "network", artifact.folder, files, plan, codes)
+        found = emulate(CHIPS[target], artifact.folder, manifest, codes)
         assert np.array_equal(found.outputs, graph.run(codes))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bitcore.graph.graph import Graph
 from bitcore.graph.memory import plan_memory
 from bitcore.graph.ops import Conv2d, Linear
@@ -10,13 +12,31 @@ from bitcore.graph.types import IntTensor
 COLUMNS = ("node", "operation", "reads", "shape", "range", "stored as", "arena")
 
 
-def graph_rows(graph: Graph) -> list[tuple[str, ...]]:
-    """Returns one row of `COLUMNS` for the input and for every node; fused results have no place in the arena."""
-    places = {b.name: f"{b.offset}…{b.offset + b.bytes - 1}" for b in plan_memory(graph).buffers}
-    places[graph.output.name] = "output"
+def graph_rows(graph: Graph, arena: Mapping[str, tuple[int, int]] | None = None) -> list[tuple[str, ...]]:
+    """Returns one row of `COLUMNS` for the input and for every node; fused results have no place in the arena.
+
+    Args:
+        graph: The graph.
+        arena: Where an export has its results, the input and the ``"output"``: the first byte and the one behind the
+            last. Without it, the places of the graph's own plan, in which input and output belong to the caller.
+    """
+    if arena is None:
+        arena = {b.name: (b.offset, b.offset + b.bytes) for b in plan_memory(graph).buffers}
+    places = {"input": "input", **{name: f"{begin}…{end - 1}" for name, (begin, end) in arena.items()}}
+    places[graph.output.name] = places.pop("output", "output")
     spec = graph.input
     scale = f"scale {spec.scale:g}" if spec.scale is not None else "scale of the sample"
-    rows = [("input", f"{spec.format}, {scale}", "", _shape(spec.shape), _range(spec.type), spec.type.storage, "input")]
+    rows = [
+        (
+            "input",
+            f"{spec.format}, {scale}",
+            "",
+            _shape(spec.shape),
+            _range(spec.type),
+            spec.type.storage,
+            places["input"],
+        )
+    ]
     for node in graph.nodes:
         op = node.op
         what = f"{op.kind} {op.format}" if isinstance(op, (Linear, Conv2d)) else op.kind
@@ -36,9 +56,9 @@ def graph_rows(graph: Graph) -> list[tuple[str, ...]]:
     return rows
 
 
-def graph_table(graph: Graph) -> str:
-    """Returns the graph as a plain text table."""
-    rows = [COLUMNS, *graph_rows(graph)]
+def graph_table(graph: Graph, arena: Mapping[str, tuple[int, int]] | None = None) -> str:
+    """Returns the graph as a plain text table; arguments as of `graph_rows`."""
+    rows = [COLUMNS, *graph_rows(graph, arena)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)

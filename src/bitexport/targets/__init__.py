@@ -1,11 +1,12 @@
 """Targets: what an integer graph can be turned into. Each is checked against the interpreter, output by output."""
 
 from bitcore.errors import BitLabError, unknown
-from bitexport.targets.base import Artifact, Problem, Target
+from bitexport.targets.base import Artifact, Problem, Sizes, Target
 from bitexport.targets.c import CTarget
 from bitexport.targets.c.chips import CHIPS
 from bitexport.targets.c.target import OPTIMIZE
 from bitexport.targets.engine import EngineTarget
+from bitexport.targets.manifest import Manifest, is_export, open_export
 
 TARGETS: dict[str, Target] = {
     "c": CTarget(),
@@ -14,7 +15,20 @@ TARGETS: dict[str, Target] = {
     "engine": EngineTarget(),
 }
 
-__all__ = ["OPTIMIZE", "TARGETS", "Artifact", "CTarget", "EngineTarget", "Problem", "Target", "get_target"]
+__all__ = [
+    "OPTIMIZE",
+    "TARGETS",
+    "Artifact",
+    "CTarget",
+    "EngineTarget",
+    "Manifest",
+    "Problem",
+    "Sizes",
+    "Target",
+    "get_target",
+    "is_export",
+    "open_export",
+]
 
 
 def get_target(name: str, optimize: str | None = None) -> Target:

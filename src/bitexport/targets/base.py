@@ -62,6 +62,23 @@ class Artifact:
     name: str
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What an emitted network takes, in bytes.
+
+    Attributes:
+        weights: The weights, as they are stored.
+        constants: All constants, weights among them; code is not counted.
+        arena: Working memory.
+        input_in_arena: Whether it has room for the input, which needs no other memory then.
+    """
+
+    weights: int
+    constants: int
+    arena: int
+    input_in_arena: bool
+
+
 class Target(ABC):
     """An export target."""
 
@@ -82,6 +99,14 @@ class Target(ABC):
     @abstractmethod
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Runs the emitted network on integer inputs ``[batch, *shape]`` and returns int64 ``[batch, outputs]``."""
+
+    @abstractmethod
+    def describe(self, artifact: Artifact) -> Sizes:
+        """Returns what the emitted network takes: as it was emitted, never as it would be planned anew.
+
+        Raises:
+            BitLabError: The export does not say it.
+        """
 
     def require(self, graph: Graph) -> None:
         """Raises one error that lists every problem of the graph.

@@ -12,7 +12,8 @@ from bitcore.engine.posts import elementwise
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph, Threshold
 from bitcore.graph.ops import Ints
-from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target, weight_problems
+from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Sizes, Target, weight_problems
+from bitexport.targets.manifest import MANIFEST_FILE, Manifest
 from bitexport.trace import lower
 
 
@@ -36,16 +37,24 @@ class EngineTarget(Target):
         return problems
 
     def emit(self, graph: Graph, out: Path, name: str) -> Artifact:
-        """Writes the graph."""
+        """Writes the graph, and ``export.json``, which says that it is for the engine."""
         self.require(graph)
-        if out.exists() and (not out.is_dir() or any(file.name != GRAPH_FILE for file in out.iterdir())):
+        mine = (GRAPH_FILE, MANIFEST_FILE)
+        if out.exists() and (not out.is_dir() or any(file.name not in mine for file in out.iterdir())):
             raise BitLabError(f"'{out}' holds other files; give a new or empty folder")
         try:
             out.mkdir(parents=True, exist_ok=True)
             graph.save(out / GRAPH_FILE)
+            Manifest(name, self.name, mine).save(out)
         except OSError as error:
             raise BitLabError(f"cannot write '{out}': {error.strerror or error}") from error
         return Artifact(out, name)
+
+    def describe(self, artifact: Artifact) -> Sizes:
+        """Compiles the graph for this machine and returns what it takes; the arena for each sample of a batch."""
+        engine = Engine(Graph.load(artifact.folder / GRAPH_FILE))
+        weights = sum(step["weights"] for step in engine.steps)
+        return Sizes(weights, engine.weight_bytes, engine.arena_bytes, input_in_arena=True)
 
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles the graph for this machine and runs every sample."""

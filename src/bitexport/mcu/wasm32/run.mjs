@@ -14,6 +14,6 @@ for (let at = 0; at < images.length; at += Number(inputSize)) {
   const label = network[`${name}_predict`](input);
   new Uint8Array(memory.buffer).set(image, input);
   network[`${name}_run`](input, output);
-  results.push(...new Int32Array(memory.buffer, output, Number(outputSize)), label, 0);
+  results.push(...new Int32Array(memory.buffer, output, Number(outputSize)), label, 0, 0);
 }
 fs.writeFileSync('results', new Uint8Array(Int32Array.from([...results, 0]).buffer));

@@ -16,7 +16,7 @@ from bitcore.graph.ops import Ints
 from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.firmware import Size, defines, link, measure_size
 from bitexport.targets.c.host import input_bytes
-from bitexport.targets.c.plan import CPlan
+from bitexport.targets.manifest import Manifest
 
 _SECONDS = 3600  # the most that an emulator may take
 _RESERVE = 1024  # flash that an AVR's probe takes beside the network
@@ -46,35 +46,35 @@ class Emulation:
         return (self.size.ram if self.size else 0) + self.stack
 
 
-def emulate(chip: Chip, name: str, folder: Path, sources: Sequence[Path], plan: CPlan, codes: Ints) -> Emulation:
+def emulate(chip: Chip, folder: Path, manifest: Manifest, codes: Ints) -> Emulation:
     """Builds an exported network for a chip and runs it on integer inputs.
 
     Args:
         chip: The chip.
-        name: The network's name.
         folder: The export folder.
-        sources: Its C files.
-        plan: Its plan.
+        manifest: Its manifest.
         codes: int64 ``[samples, *shape]``.
 
     Raises:
         BitLabError: If a tool is missing, the network does not fit or the program fails.
     """
-    emulator = chip.find_emulator()
+    emulator, name = chip.find_emulator(), manifest.name
+    sources = [folder / file for file in manifest.sources]
     with tempfile.TemporaryDirectory(prefix="bitlab-") as temporary:
         work = Path(temporary)
         size = None if chip.name == "wasm32" else measure_size(chip, name, folder, sources, work / "size")
         images = [input_bytes(codes[i : i + 1]) for i in range(len(codes))]
         if chip.name == "wasm32":
-            words = _wasm(chip, emulator, name, folder, sources, plan, images, work)
+            words = _wasm(chip, emulator, folder, manifest, images, work)
         elif chip.name == "atmega328p":
             assert size is not None
             words = _avr(chip, emulator, name, folder, sources, images, work, size)
         else:
             words = _semihosted(chip, emulator, name, folder, sources, images, work)
     rows = np.concatenate([part[:-1] for part in words]).reshape(len(codes), -1).astype(np.int64)
-    counts = np.round((rows[:, -1] & 0xFFFFFFFF) / chip.emulator.per_instruction).astype(np.int64)
-    return Emulation(size, max(int(part[-1]) for part in words), rows[:, :-2], rows[:, -2], counts)
+    ticks = (rows[:, -1] << 32) | (rows[:, -2] & 0xFFFFFFFF)
+    counts = np.round(ticks / chip.emulator.per_instruction).astype(np.int64)
+    return Emulation(size, max(int(part[-1]) for part in words), rows[:, :-3], rows[:, -3], counts)
 
 
 def _semihosted(
@@ -129,18 +129,18 @@ def _avr(
 def _wasm(
     chip: Chip,
     emulator: str,
-    name: str,
     folder: Path,
-    sources: Sequence[Path],
-    plan: CPlan,
+    manifest: Manifest,
     images: Sequence[bytes],
     work: Path,
 ) -> list[Ints]:
     """node: one run."""
+    name, sources = manifest.name, [folder / file for file in manifest.sources]
     exported = [f"-Wl,--export={name}_{what}" for what in ("arena", "run", "predict")]
     program = link(chip, sources, folder, work / "probe", [*exported, "-Wl,--export=__heap_base"])
     (work / "images").write_bytes(b"".join(images))
-    sizes = [len(images[0]), plan.layers[-1].type.size, plan.offset("input")]
+    (offset, _), (begin, end) = manifest.place("input"), manifest.place("output")
+    sizes = [len(images[0]), (end - begin) // 4, offset]
     _run([emulator, str(chip.folder / "run.mjs"), str(program), name, *map(str, sizes)], work, chip)
     return [_read(work / "results", len(images), chip)]
 

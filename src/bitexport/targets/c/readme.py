@@ -60,9 +60,22 @@ Compile all `.c` files here; add `-DBIT_NO_MULTIPLIER` for a chip without a mult
 
 {_input_text(source)}
 
-{_chip_text(chip)}`bitlab verify` on this folder compiles it and compares every output with the reference,
-`graph.safetensors`.
+{_chip_text(chip)}## Proof
+
+{_proof_text(source)}
 """
+
+
+def _proof_text(source: CSource) -> str:
+    info = source.graph.info
+    pictures = "preprocessing" in info and "dataset" in info
+    inputs = f"on the test images of `{info['dataset']}`" if pictures else "on random inputs of its whole range"
+    shape = ", ".join(["samples", *map(str, source.graph.input.shape)])
+    return (
+        "`bitlab verify FOLDER` compiles this folder and compares every output with the reference, `graph.safetensors`,"
+        f" {inputs}; `bitlab measure FOLDER` does so in an emulator of the chip. Both take `--inputs x.npy`, an array "
+        f"[{shape}] of integers as above or of real values, and `--labels y.npy`, their classes, for the accuracy."
+    )
 
 
 def _rice_text(source: CSource, saved: float) -> str:

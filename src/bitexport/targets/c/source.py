@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bitcore.graph import Conv2d, Graph, Linear
 from bitcore.graph.types import IntTensor
+from bitexport.targets.base import Sizes
 from bitexport.targets.c.activation import Activations
 from bitexport.targets.c.calls import Layer
 from bitexport.targets.c.compact_dense import DENSE_HEADER, RICE, coded_sizes
@@ -88,6 +89,16 @@ class CSource:
         """Layers whose weights are Rice codes: their bytes, after `source`, and those of codes of a fixed size."""
         found = ((layer.nodes[0].name, layer.nodes[0].op) for layer in self.plan.layers if layer.coding == RICE)
         return {name: (self.weight_bytes(name), coded_sizes(op)[0]) for name, op in found if isinstance(op, Linear)}
+
+    def sizes(self) -> Sizes:
+        """Returns what it takes, after `source`."""
+        weighted = [node.name for node in self.graph.nodes if isinstance(node.op, (Linear, Conv2d))]
+        return Sizes(
+            weights=sum(map(self.weight_bytes, weighted)),
+            constants=sum(constant.bytes for constant in self.constants),
+            arena=self.plan.arena,
+            input_in_arena=True,
+        )
 
     def header(self) -> str:
         """Returns ``NAME.h``."""

@@ -2,80 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
-from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Target
+from bitexport.targets.base import GRAPH_FILE, Artifact, Problem, Sizes, Target
 from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.firmware import DoesNotFitError, Size, measure_size, write_project
 from bitexport.targets.c.host import run_on_host
 from bitexport.targets.c.names import check_name
-from bitexport.targets.c.plan import CPlan, plan_layers
 from bitexport.targets.c.readme import export_readme
 from bitexport.targets.c.runtime import copy_runtime
 from bitexport.targets.c.source import CSource
 from bitexport.targets.c.support import problems_of
+from bitexport.targets.manifest import MANIFEST_FILE, Manifest
 
-MANIFEST_FILE = "export.json"
 OPTIMIZE = ("speed", "flash")
 """Which runtime: the fast one, or the compact one where it runs a layer."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an export wrote, kept in ``export.json``.
-
-    Attributes:
-        name: The network's name.
-        target: The chip it was made for, or "c".
-        limit: The arena's limit for `plan_layers`.
-        sources: The C files to compile.
-        files: All files, these included.
-        optimize: One of `OPTIMIZE`.
-        rice: Layers whose weights are Rice codes: their bytes, and those of codes of a fixed size.
-        packed: How many convolutions that run row by row have packed codes, see `plan_layers`.
-    """
-
-    name: str
-    target: str
-    limit: int | None
-    sources: tuple[str, ...]
-    files: tuple[str, ...]
-    optimize: str = OPTIMIZE[0]
-    rice: dict[str, tuple[int, int]] = field(default_factory=dict)
-    packed: int | None = 0
-
-    @property
-    def compact(self) -> bool:
-        """Whether the compact runtime runs what it can."""
-        return self.optimize == "flash"
-
-    def plan(self, graph: Graph) -> CPlan:
-        """Plans the network again, as it was exported."""
-        return plan_layers(graph, self.limit, self.compact, bool(self.rice), self.packed)
-
-    @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Reads a folder's manifest.
-
-        Raises:
-            BitLabError: If it is no export folder.
-        """
-        try:
-            values = json.loads((folder / MANIFEST_FILE).read_text())
-            values |= {key: tuple(values[key]) for key in ("sources", "files")}
-            return cls(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise BitLabError(
-                f"'{folder}' is no exported network; make one with: bitlab export CHECKPOINT --out FOLDER"
-            ) from error
 
 
 class CTarget(Target):
@@ -156,8 +104,9 @@ class CTarget(Target):
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
         target = self.chip.name if self.chip else self.name
-        manifest = Manifest(name, target, source.limit, sources, tuple(files), optimize, source.rice, source.packed)
-        (folder / MANIFEST_FILE).write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+        places = {place.name: (place.offset, place.offset + place.bytes) for place in source.plan.places}
+        sizes = asdict(source.sizes())
+        Manifest(name, target, tuple(files), sources, optimize, source.rice, sizes, places).save(folder)
 
     def _fit(
         self, graph: Graph, name: str, optimize: str, folder: Path, rice: bool = True, packed: int | None = 0
@@ -189,9 +138,17 @@ class CTarget(Target):
             except DoesNotFitError as error:
                 return error
 
+    def describe(self, artifact: Artifact) -> Sizes:
+        """Returns what the export says it takes."""
+        manifest = Manifest.load(artifact.folder)
+        return Sizes(**{field.name: manifest.size(field.name) for field in fields(Sizes)})
+
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
-        return run_on_host(artifact.folder, artifact.name, codes, sources=Manifest.load(artifact.folder).sources)
+        sources = Manifest.load(artifact.folder).sources
+        if not sources:
+            raise BitLabError(f"'{artifact.folder}' holds no C; verify it with --target engine, or export it for C")
+        return run_on_host(artifact.folder, artifact.name, codes, sources=sources)
 
 
 def _flash(size: Size | DoesNotFitError | None) -> float:
@@ -221,16 +178,3 @@ def _replace(out: Path, fresh: Path, old: Path) -> None:
     except OSError:
         old.rename(out)
         raise
-
-
-def open_export(folder: Path) -> tuple[Artifact, Graph]:
-    """Returns an export folder's artifact and graph.
-
-    Raises:
-        BitLabError: If it is no export folder.
-    """
-    manifest = Manifest.load(folder)
-    missing = [name for name in manifest.files if not (folder / name).exists()]
-    if missing:
-        raise BitLabError(f"'{folder}' is no exported network any more, {missing[0]} is missing; export it again")
-    return Artifact(folder, manifest.name), Graph.load(folder / GRAPH_FILE)

@@ -1,0 +1,110 @@
+"""What an export folder says about itself: which target made it, of which files it consists, what it takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bitcore.errors import BitLabError
+from bitcore.files import write_atomically
+from bitcore.graph import Graph
+from bitexport.targets.base import GRAPH_FILE, Artifact
+
+MANIFEST_FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an export wrote, kept in ``export.json``.
+
+    Attributes:
+        name: The network's name.
+        target: The target that made it: "c", a chip or "engine".
+        files: All files.
+        sources: The C files to compile.
+        optimize: Which runtime C has, one of `bitexport.targets.OPTIMIZE`.
+        rice: Layers whose weights are Rice codes: their bytes, and those of codes of a fixed size.
+        sizes: The fields of `bitexport.targets.Sizes`, for C; empty where an earlier version made it.
+        places: Where results lie in C's arena, as first byte and the one behind the last; of the input, too.
+    """
+
+    name: str
+    target: str
+    files: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    optimize: str = "speed"
+    rice: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Writes it to an export folder."""
+        write_atomically(folder / MANIFEST_FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads a folder's manifest.
+
+        Raises:
+            BitLabError: If it is no export folder.
+        """
+        if (folder / GRAPH_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
+            return cls("network", "engine", (GRAPH_FILE,))  # as earlier versions exported for the engine
+        try:
+            values = json.loads((folder / MANIFEST_FILE).read_text())
+            return cls._of(values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BitLabError(
+                f"'{folder}' is no exported network; make one with: bitlab export CHECKPOINT --out FOLDER"
+            ) from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> Manifest:
+        """Builds it from plain values; what another version wrote beside them is passed over."""
+        known = {field.name for field in fields(cls)}
+        lists = {key: tuple(values.get(key, ())) for key in ("files", "sources")}
+        manifest = cls(**{key: value for key, value in values.items() if key in known} | lists)
+        if not re.fullmatch(r"[A-Za-z]\w*", manifest.name, re.ASCII):
+            raise ValueError(f"'{manifest.name}' is no name")
+        if any(Path(name).name != name for name in (*manifest.files, *manifest.sources)):
+            raise ValueError("it names files in other folders")
+        return manifest
+
+    def size(self, what: str) -> int:
+        """Returns one of its sizes.
+
+        Raises:
+            BitLabError: An earlier version, which did not write sizes, made the export.
+        """
+        return self._written(self.sizes, what)
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Returns where in the arena a result, "input" or "output" begins and ends; raises as `size`."""
+        begin, end = self._written(self.places, name)
+        return begin, end
+
+    def _written(self, values: dict[str, Any], key: str) -> Any:
+        if key not in values:
+            raise BitLabError(f"an earlier version exported '{self.name}' and did not write its sizes; export it again")
+        return values[key]
+
+
+def open_export(folder: Path) -> tuple[Artifact, Graph]:
+    """Returns an export folder's artifact and graph.
+
+    Raises:
+        BitLabError: If it is no export folder.
+    """
+    manifest = Manifest.load(folder)
+    missing = [name for name in manifest.files if not (folder / name).exists()]
+    if missing:
+        raise BitLabError(f"'{folder}' is no exported network any more, {missing[0]} is missing; export it again")
+    return Artifact(folder, manifest.name), Graph.load(folder / GRAPH_FILE)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export, of any target."""
+    return folder.is_dir() and ((folder / MANIFEST_FILE).is_file() or (folder / GRAPH_FILE).is_file())
