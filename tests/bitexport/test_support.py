@@ -14,7 +14,7 @@ from bitcore.engine import Engine
 from bitcore.errors import BitLabError
 from bitcore.formats import FORMATS, NumberFormat
 from bitcore.formats.packing import bit_packing
-from bitcore.graph import OPS, Add, Conv2d, Flatten, Graph, InputSpec, IntTensor, Linear, Op, Requantize
+from bitcore.graph import OPS, Add, Conv2d, Flatten, Graph, InputSpec, IntTensor, Linear, Node, Op, Requantize
 from bitcore.graph.ops import Ints
 from bitexport.targets import OPTIMIZE, TARGETS, CTarget, EngineTarget, Target
 from bitexport.targets.c.activation import VALUES
@@ -74,10 +74,9 @@ def test_weights_that_are_no_levels_are_refused(
 ) -> None:
     monkeypatch.setitem(FORMATS, "wide", NumberFormat("wide", (-(2**15) - 1, 0, 5), bit_packing(2)))
 
-    def network(fmt: str, level: int) -> Graph:
-        maker = GraphMaker(np.random.default_rng(0), (3,), "int8")
-        maker.add(Linear(np.full((2, 3), level, dtype=np.int64), fmt, NONE))
-        return Graph(maker.spec, tuple(maker.nodes), 1.0)
+    def network(fmt: str, level: int) -> Graph:  # a graph whose operations nobody asked for their types
+        linear = Linear(np.full((2, 3), level, dtype=np.int64), fmt, NONE)
+        return Graph(InputSpec((3,), "int8", 1.0), (Node("fc", linear, ("input",), IntTensor((2,), -999, 999)),), 1.0)
 
     for fmt, level, words in (
         ("ternary", 2, "its weights are no levels of ternary; quantize them"),
@@ -85,8 +84,8 @@ def test_weights_that_are_no_levels_are_refused(
         ("tenary", 1, "unknown number format 'tenary'; did you mean 'ternary'"),
     ):
         [problem] = target.check(network(fmt, level))
-        assert problem.layer == "n0.linear" and words in problem.message
-        with pytest.raises(BitLabError, match="layer 'n0.linear'"):
+        assert problem.layer == "fc" and words in problem.message
+        with pytest.raises(BitLabError, match="layer 'fc'"):
             target.emit(network(fmt, level), tmp_path / "out", "net")
     assert not list(tmp_path.iterdir())
 
