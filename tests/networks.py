@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitcore.config import BitQuantConfig
 from bitcore.formats import FORMATS, get_format
 from bitcore.graph import Graph, InputSpec, IntTensor, Linear, Node, NormShift, Op, Requantize, Threshold
+from bitcore.quantizers.ranges import Remembered
 from bitlayers.convert import quantize
 
 Ints = np.ndarray
@@ -139,6 +140,14 @@ def convolutional(
 
 
 CONV_SHAPE = (2, 9, 8)
+
+
+def with_ranges(model: nn.Module) -> nn.Module:
+    """Pretends that static activation ranges have seen data; those of tracked ones are still ±1."""
+    for source in model.modules():
+        if isinstance(source, Remembered):
+            source.batches.fill_(1)
+    return model
 
 
 def train_a_little(model: nn.Module, x: Tensor, steps: int = 3, negative_gammas: bool = False) -> nn.Module:

@@ -3,7 +3,16 @@
 from bitcore import FORMATS, PRESETS, BitLabError, BitQuantConfig, get_format, get_preset
 from bitexport import lower
 from bitexport.targets.engine import compile  # noqa: A004
-from bitlayers import Bit, BitConv2d, BitLinear, convert_to_ternary, convert_to_ternary_p2, pack, quantize
+from bitlayers import (
+    Bit,
+    BitConv2d,
+    BitLinear,
+    calibrate,
+    convert_to_ternary,
+    convert_to_ternary_p2,
+    pack,
+    quantize,
+)
 from bitlayers.convert import convert
 from bitmodels import (
     AutoBitModel,
@@ -28,6 +37,7 @@ __all__ = [
     "BitLabError",
     "BitLinear",
     "BitQuantConfig",
+    "calibrate",
     "compile",
     "convert",
     "convert_to_ternary",

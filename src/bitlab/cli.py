@@ -125,6 +125,35 @@ def evaluate(checkpoint: CheckpointPath, dataset: Dataset = None, samples: Sampl
 
 
 @app.command()
+def quantize(
+    checkpoint: CheckpointPath,
+    preset: Annotated[str, typer.Option(help="Quantization preset, see bitlab info.")],
+    calibrate: Annotated[int, typer.Option(min=1, help="Training images that ranges are found from.")] = 1024,
+    quant_overrides: Annotated[
+        list[str] | None,
+        typer.Option(help="Other quantization for layers: PATTERN=PRESET, or PATTERN={field: value}; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder to write; by default RUN-PRESET.")] = None,
+    json: Json = False,
+) -> None:
+    """Quantize a full-precision run without training it; the folder is then like a trained run's."""
+    from bitlab.pipeline import measure, open_checkpoint
+    from bittrain.quantizing import quantize_run
+
+    opened = open_checkpoint(checkpoint)
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = out or run.with_name(f"{run.name}-{preset}")
+    quantize_run(opened.model, opened.extra, folder, preset, quant_overrides or (), calibrate)
+    before, after = measure(opened), measure(open_checkpoint(folder))
+    result = {"folder": str(folder), **after, "full_precision": before["accuracy"]}
+    if json:
+        console.show_json(result)
+    else:
+        reports.show_measure(result)
+        console.out.print(f"Full precision: {console.percent(before['accuracy'])}")
+
+
+@app.command()
 def export(
     checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; new, empty, or an earlier export.")],

@@ -12,7 +12,7 @@ from bitcore.graph import Conv2d, Graph, Linear
 from bitexport.targets import Sizes
 from bitexport.targets.c.source import CSource
 from bitlayers import BitLayer
-from bitlayers.modes import evaluating
+from bitlayers.shapes import for_shapes
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, int]
 
             hooks.append(layer.register_forward_hook(count))
     try:
-        with torch.inference_mode(), evaluating(model):
+        with torch.inference_mode(), for_shapes(model):
             model(torch.zeros(1, *input_shape))
     finally:
         for hook in hooks:

@@ -6,6 +6,7 @@ from bitlayers.bitattention import BitMultiheadAttention
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitembedding import BitEmbedding
 from bitlayers.bitlinear import BitLinear, BitTransposedLinear
+from bitlayers.calibration import calibrate
 from bitlayers.clipping import clip_latent_weights
 from bitlayers.convert import pack, quantize
 from bitlayers.factory import Bit, BitFactory, convert_to_ternary, convert_to_ternary_p2
@@ -26,6 +27,7 @@ __all__ = [
     "ConversionReport",
     "RPReLU",
     "RSign",
+    "calibrate",
     "clip_latent_weights",
     "convert_to_ternary",
     "convert_to_ternary_p2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -14,8 +15,11 @@ from bitcore.errors import BitLabError
 from bitcore.formats import round_half_even
 from bitcore.graph import GraphBuilder, Value
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
+from bitcore.quantizers.passes import Passes, recomputing
+from bitcore.quantizers.ranges import Remembered
 from bitlayers.folding import affine_of, fold
-from bitlayers.storage import PackedStorage
+from bitlayers.naming import name_in_call
+from bitlayers.storage import NOT_FINITE, PackedStorage
 
 _EXACT_FLOAT32 = 2**24  # float32 holds every integer up to here, so float sums of levels below it are exact
 
@@ -78,6 +82,7 @@ class BitLayer(PackedStorage):
         self.register_buffer("machine_weight", None, persistent=False)
         self.register_buffer("weight_scale", None)
         self.register_module("batch_norm", None)
+        self._unexamined, self._passes = True, Passes()
 
     def requantize(self, config: BitQuantConfig) -> None:
         """Changes how weights and activations are quantized, at any time before the layer is packed.
@@ -111,14 +116,52 @@ class BitLayer(PackedStorage):
         raise TypeError(f"{type(self).__name__} defines no operation")
 
     def train(self, mode: bool = True) -> Self:
-        """Sets training or eval mode. A packed layer stays in eval mode: nothing is left to train."""
-        return super().train(mode and not self.packed)
+        """Sets training or eval mode. A packed layer stays in eval mode: nothing is left to train.
+
+        In eval mode the layer's numbers stay, so they are examined here, and no call pays for it.
+        """
+        super().train(mode and not self.packed)
+        self._unexamined = self.training or bool(self.problem())
+        if not self.training:
+            self._report_left_out()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the layer to ``x`` (shapes as in the torch layer)."""
+        """Applies the layer to ``x`` (shapes as in the torch layer).
+
+        Raises:
+            BitLabError: In eval mode, if the layer has a `problem`; the message names the layer.
+        """
         if self.training:
             return self._forward_fake(x)
+        if self._unexamined:
+            self._examine()
         return self._forward_levels(x)
+
+    @torch.no_grad()
+    def problem(self) -> str:
+        """Returns why the layer cannot run in eval mode (a number is none, a range has no data); empty if it can."""
+        weight = self.weight_scale if self.packed else self.weight
+        assert weight is not None
+        if not weight.is_meta and not bool(weight.isfinite().all()):
+            return NOT_FINITE
+        sources = [q.source for q in (self.weight_quantizer, self.activation_quantizer) if q is not None]
+        return next(filter(None, (source.problem() for source in sources)), "")
+
+    def examine_again(self, needed: bool = True) -> None:
+        """Says that numbers have changed in eval mode: the next call looks for a `problem`; or that none need to."""
+        self._unexamined = needed
+
+    def _examine(self) -> None:
+        if problem := self.problem():
+            raise BitLabError(f"{name_in_call(self)}: {problem}")
+        self._unexamined = False
+
+    def _report_left_out(self) -> None:
+        source = None if self.activation_quantizer is None else self.activation_quantizer.source
+        if isinstance(source, Remembered) and (count := source.take_left_out()):
+            message = "batches held values that are NaN or infinite; its activation range leaves them out"
+            warnings.warn(f"{name_in_call(self)}: {count} {message}", stacklevel=2)
 
     def _forward_fake(self, x: Tensor) -> Tensor:
         x_scale = weight_scale = None
@@ -147,7 +190,9 @@ class BitLayer(PackedStorage):
         """
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        gain = affine_of(norm, norm.running_mean, norm.running_var)[0].detach().to(self.weight.dtype)
+        statistics = norm.running_mean, norm.running_var
+        with torch.no_grad():
+            gain = self._passes.once((), lambda: affine_of(norm, *statistics)[0].to(self.weight.dtype))
         gain = torch.where(gain == 0, 1, gain)
         weight = self.rows(self.weight)
         weight = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
@@ -155,7 +200,7 @@ class BitLayer(PackedStorage):
             weight = self.weight_quantizer.fake(weight)[0].to(weight.dtype)
         y = self.operate(x, weight) / self._channels(gain)
         y = y if self.bias is None else y + self._channels(self.bias)
-        return norm(y.movedim(-self.token_dims, 1)).movedim(1, -self.token_dims)
+        return _normalized(y.movedim(-self.token_dims, 1), norm).movedim(1, -self.token_dims)
 
     @property
     def _static_input(self) -> bool:
@@ -290,6 +335,18 @@ class BitLayer(PackedStorage):
         c = self.quant_config
         state = "packed" if self.packed else "latent"
         return f"{super().extra_repr()}, weight={c.weight_format}, activation={c.activation_dtype}, {state}"
+
+
+def _normalized(y: Tensor, norm: _BatchNorm) -> Tensor:
+    """Returns ``norm(y)``; in a recomputation (activation checkpointing) the statistics do not take ``y`` in again."""
+    if not recomputing():
+        return norm(y)
+    momentum, norm.momentum = norm.momentum, 0.0
+    try:
+        return norm(y)
+    finally:
+        norm.momentum = momentum
+        norm.num_batches_tracked.sub_(1)  # type: ignore[union-attr]
 
 
 def _on_grid(bias: Tensor, scale: Tensor) -> Tensor:

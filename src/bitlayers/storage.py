@@ -14,6 +14,9 @@ from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.kernels.machine import PreparedTensor
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
+from bitcore.quantizers.ranges import DIVERGED, UNSEEN
+
+NOT_FINITE = "its weights are NaN or infinite; the training diverged, lower the learning rate"
 
 
 class PackedStorage(nn.Module):
@@ -32,9 +35,14 @@ class PackedStorage(nn.Module):
     weight_scale: Tensor | None
     machine_weight: Tensor | None
     batch_norm: _BatchNorm | None
+    _unexamined: bool  # whether the numbers may have changed since they were last found to be in order
 
     def latent(self) -> tuple[Tensor, Tensor | None]:
         """Returns what is quantized: the float weight (`rows`) and bias, with ``batch_norm``, if any, folded in."""
+        raise NotImplementedError
+
+    def problem(self) -> str:
+        """Returns why the layer cannot run; empty if it can."""
         raise NotImplementedError
 
     def rows(self, weight: Tensor) -> Tensor:
@@ -75,8 +83,11 @@ class PackedStorage(nn.Module):
             group = self.weight_quantizer.source.group if self.weight_quantizer is not None else 0
             return PackedTensor(self.packed_weight, self.weight_scale, self.weight_shape, fmt, group)
         if not torch.isfinite(self.latent()[0]).all():
-            raise BitLabError("its weights are NaN or infinite; the training diverged, lower the learning rate")
-        return self.quantized_weight().pack()
+            raise BitLabError(NOT_FINITE)
+        quantized = self.quantized_weight()
+        if not bool(((quantized.scale > 0) & quantized.scale.isfinite()).all()):
+            raise BitLabError(DIVERGED)
+        return quantized.pack()
 
     @property
     def qweight(self) -> Tensor:
@@ -87,10 +98,12 @@ class PackedStorage(nn.Module):
         """Replaces the latent float weight by packed codes and scale; the layer can then only evaluate.
 
         Raises:
-            BitLabError: If the weights are NaN.
+            BitLabError: If the weights or a scale are no finite numbers. Ranges without data are refused when they run.
         """
         if self.packed or self.weight_quantizer is None:
             return
+        if (problem := self.problem()) not in ("", UNSEEN):
+            raise BitLabError(problem)
         self.absorb_batch_norm()
         packed = self.packed_tensor()
         self._hold(packed.data, packed.scale)
@@ -125,6 +138,7 @@ class PackedStorage(nn.Module):
             self.weight = nn.Parameter(self.unrows(torch.empty(self.weight_shape, device=self.weight_scale.device)))
             self.packed_weight = self.weight_scale = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._unexamined = True
         self._to_machine()
 
     def machine_layout(self, weight: PackedTensor) -> Tensor | None:

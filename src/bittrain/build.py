@@ -96,7 +96,20 @@ def start_from(model: nn.Module, path: Path | str) -> None:
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
         path = best if best.exists() else best.with_name("last.ckpt")
-    theirs = _weights(load_checkpoint(path))
+    take_weights(model, _weights(load_checkpoint(path)), f"init {path}")
+
+
+def take_weights(model: nn.Module, theirs: Mapping[str, Tensor], source: str) -> None:
+    """Gives a model the weights of a state, all but what its quantizers learn.
+
+    Args:
+        model: Freshly built.
+        theirs: The state of a model of the same architecture.
+        source: Where it comes from, for the error.
+
+    Raises:
+        BitLabError: The weights are those of another model.
+    """
     learned = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, Quantizer))
     taken = {}
     for name, value in model.state_dict().items():
@@ -105,7 +118,7 @@ def start_from(model: nn.Module, path: Path | str) -> None:
         other = theirs.get(name)
         if other is None or other.shape != value.shape:
             what = "not there" if other is None else f"{list(other.shape)}, not {list(value.shape)}"
-            raise BitLabError(f"init {path} is of another model: {name} is {what}; take a run of the same architecture")
+            raise BitLabError(f"{source} is of another model: {name} is {what}; take a run of the same architecture")
         taken[name] = other
     model.load_state_dict(taken, strict=False)
 

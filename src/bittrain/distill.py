@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.errors import BitLabError, unknown
-from bitlayers.modes import evaluating
+from bitlayers.shapes import for_shapes
 from bittrain.losses import attention_transfer, distillation, hint
 
 
@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         Raises:
             BitLabError: Other classes, unknown layers, or features that cannot be compared.
         """
-        with evaluating(student):
+        with for_shapes(student):
             logits, ours, theirs, expected = self._run(student, images)
         if logits.shape != expected.shape:
             raise BitLabError(

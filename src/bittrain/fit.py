@@ -22,11 +22,11 @@ from torch import nn
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 from bitlayers.fusion import fuse_batchnorm, trains_fused
-from bitlayers.modes import evaluating
+from bitlayers.shapes import for_shapes
 from bitmodels.io import save_model
 from bittrain.augment import resize
 from bittrain.build import ModelBuilder, build_model, restore, start_from
-from bittrain.callbacks import StagedQuantization, make_callbacks
+from bittrain.callbacks import FreshStatistics, StagedQuantization, make_callbacks
 from bittrain.checkpoint import AtomicCheckpointIO, load_checkpoint
 from bittrain.distill import Distiller
 from bittrain.ema import WeightAverage
@@ -99,7 +99,7 @@ def fit(
     with _surroundings(recipe):
         methods = make_callbacks(recipe.methods)
         average = [WeightAverage(recipe.ema)] if recipe.ema else []
-        trainer = _trainer(recipe, run_dir, progress, [*methods, *average, *callbacks], checkpoint)
+        trainer = _trainer(recipe, run_dir, progress, [*methods, FreshStatistics(), *average, *callbacks], checkpoint)
         rank, processes = trainer.global_rank, trainer.world_size
         stages = [method.name for method in methods if isinstance(method, StagedQuantization)]
         if len(stages) > 1:
@@ -220,7 +220,7 @@ def _check_input(model: nn.Module, recipe: Recipe, shape: tuple[int, int, int]) 
         BitLabError: It cannot take such images: most often they are too small.
     """
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), for_shapes(model):
             model(torch.zeros(1, *shape))
     except RuntimeError as error:
         reason = " ".join(str(error).split())

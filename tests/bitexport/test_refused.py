@@ -12,7 +12,7 @@ from bitcore.presets import PRESETS
 from bitexport import lower
 from bitexport.lowerings import LOWERINGS
 from bitlayers.convert import quantize
-from networks import CONV_SHAPE, perceptron
+from networks import CONV_SHAPE, perceptron, with_ranges
 
 DYNAMIC = PRESETS["mcu-4bitsym"]
 STATIC = DYNAMIC.replace(activation_scale="tracked", activation_dtype="uint8")
@@ -369,7 +369,7 @@ def with_range(config: object, value: float) -> nn.Module:
 def test_refused_with_layer_and_remedy(case: str) -> None:
     model, shape, layer, words = REFUSED[case]
     with pytest.raises(BitLabError) as caught:
-        lower(model().eval(), shape)
+        lower(with_ranges(model()).eval(), shape)
     message = str(caught.value)
     assert f"layer '{layer}'" in message
     assert words in message

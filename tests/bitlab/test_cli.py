@@ -119,6 +119,36 @@ def test_train_evaluate_export_verify_info(run, tmp_path):
     assert "linear ternary" in run("info", c)[1]
 
 
+def test_quantize_makes_a_run_of_a_float_one(run, tmp_path):
+    twin, folder = tmp_path / "float", tmp_path / "float-mcu-8bit-static"
+    code, text, _ = run("train", "--float-twin", "--out", twin, "--epochs", "10", "--quiet", "--json")
+    trained = json.loads(text)
+    code, text, _ = run("quantize", twin, "--preset", "mcu-8bit-static", "--calibrate", 300, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["folder"] == str(folder)
+    assert found["full_precision"] == trained["accuracy"] > 0.8
+    assert found["accuracy"] > trained["accuracy"] - 0.02
+    assert Recipe.load(folder / "recipe.yaml").quant == "mcu-8bit-static"
+    code, text, _ = run("evaluate", folder, "--json")
+    assert code == 0 and json.loads(text)["accuracy"] == found["accuracy"]
+    code, text, _ = run("verify", folder, "--json")
+    assert code == 0 and json.loads(text)["mismatches"] == 0
+    assert run("info", folder)[0] == 0
+    assert run("export", folder, "--out", tmp_path / "c")[0] == 0
+
+    other = tmp_path / "other"
+    code, text, _ = run(
+        "quantize", twin / "checkpoints" / "last.ckpt", "--preset", "w8a8", "--out", other,
+        "--quant-overrides", "head={weight_format: int4}", "--json",
+    )  # fmt: skip
+    layers = json.loads(run("info", other, "--json")[1])["layers"]
+    assert code == 0 and [layer["weights"] for layer in layers] == ["int8", "int8", "int4"]
+    one_line_error(run("quantize", twin, "--preset", "w8a8", "--out", other), "in use", "--out")
+    one_line_error(run("quantize", other, "--preset", "w8a8"), "quantized already", "--float-twin")
+    one_line_error(run("quantize", twin, "--preset", "w8a9"), "w8a9", "w8a8")
+    assert not (tmp_path / "float-w8a9").exists()
+
+
 def test_float_twin_cannot_be_exported_and_leaves_nothing(run, tmp_path):
     code, _, _ = run("train", "--float-twin", "--out", tmp_path / "float", *SMALL)
     assert code == 0

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bittrain.batchnorm import freeze_batchnorm, reestimate_batchnorm
 from torch import nn
 
 import bitlab
 from bitcore.presets import get_preset
 from bitlab.footprint import count_macs, layer_footprints
 from bitlayers.modes import evaluating
-from bittrain.batchnorm import freeze_batchnorm, reestimate_batchnorm
 from bittrain.callbacks.profit import aiwq
 from bittrain.data import Split
 from bittrain.distill import Distiller

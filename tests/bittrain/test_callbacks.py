@@ -22,9 +22,9 @@ from bitcore.presets import get_preset
 from bitcore.quantizers import Quantizer, Tracked
 from bitlayers import quantize
 from bitlayers.base import BitLayer
+from bitlayers.batchnorm import freeze_batchnorm, reestimate_batchnorm
 from bitlayers.fusion import train_fused
 from bitmodels import load_model
-from bittrain.batchnorm import reestimate_batchnorm
 from bittrain.build import restructure, structure
 from bittrain.callbacks import METHODS, Oscillations, ProgressiveQuantization, make_callbacks
 from bittrain.callbacks.oscillation import dampening
@@ -241,6 +241,54 @@ def test_reestimated_statistics_are_those_of_the_batches(fused: bool) -> None:
     # An unfused layer's bias is on the accumulator's grid, hence the tolerance.
     torch.testing.assert_close(norm.running_mean, torch.stack([y.mean(0) for y in outputs]).mean(0), rtol=0, atol=1e-3)
     torch.testing.assert_close(norm.running_var, torch.stack([y.var(0) for y in outputs]).mean(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("quant", ["w8a8", "lsq-4", "bnn"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_short_training_is_measured_as_it_is(quant: str, ema: float, tmp_path: Path) -> None:
+    """Statistics that lag behind the weights would say less: here they are those of the final weights."""
+    short = {"epochs": 1, "batch_size": 64, "lr": 0.02, "max_train_samples": 64 * 12, "plots": False}
+    recipe = RECIPE.replace(quant=quant, ema=ema, schedule="constant", **short)
+    run = fit(recipe, tmp_path / "run", progress=False)
+    model, _ = restore(run / "checkpoints" / "best.ckpt")
+    batches = list(prepare(recipe).loaders(torch.device("cpu"), 0, 1)[0].epoch(0))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            return float((model(images).argmax(1) == labels).float().mean())
+
+    measured = accuracy()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.train()  # by the batch at hand: the network as it is in training
+    assert measured >= accuracy() - 0.03
+    assert measured > (0.2 if quant == "bnn" else 0.5)
+
+
+def test_long_trainings_and_frozen_statistics_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    monkeypatch.setattr("bittrain.callbacks.norms.reestimate", lambda *_: called.append(1))
+    recipe = RECIPE.replace(quant="w8a8", plots=False)
+    fit(recipe, tmp_path / "short", progress=False)
+    assert len(called) == recipe.epochs  # before each is measured
+    monkeypatch.setattr("bittrain.callbacks.norms._SHORT", STEPS * 1.5 / 10)  # an epoch and a half: torch remembers 10
+    called.clear()
+    fit(recipe, tmp_path / "longer", progress=False)
+    assert len(called) == 1
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    freeze_batchnorm(model)
+    before = model[1].running_mean.clone()
+    reestimate_batchnorm(model, [torch.randn(9, 3)])
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_statistics_that_are_no_numbers_are_estimated_anew_too() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    model.train()(torch.full((3, 4), math.nan))
+    batches = [torch.randn(50, 4) + 3 for _ in range(3)]
+    reestimate_batchnorm(model, batches)
+    torch.testing.assert_close(model[0].running_mean, torch.cat(batches).mean(0))
 
 
 def test_stage_starts() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitcore.formats import NumberFormat
+from bitcore.quantizers.scalers import nearest_power_of_two
 
 Estimator = Callable[[Tensor, NumberFormat, float], Tensor | None]
 
@@ -106,15 +107,6 @@ class GradientScale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Multiplies the gradient."""
         return grad * ctx.factor, None
-
-
-def nearest_power_of_two(scale: Tensor) -> Tensor:
-    """Returns the power of two nearest to each positive scale in the exponent, ``2**round(log2 s)``.
-
-    Exact: computed from the bits of the number, not by logarithms.
-    """
-    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
-    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa * mantissa < 0.5).to(exponent.dtype))
 
 
 class PowerOfTwo(torch.autograd.Function):

@@ -59,3 +59,16 @@ def spread(scale: Tensor, levels: Tensor, group: int = 0) -> Tensor:
     if group:
         return scale.repeat_interleave(group, 1)[:, : math.prod(levels.shape[1:])].reshape(levels.shape)
     return scale
+
+
+def sample(x: Tensor, count: int) -> Tensor:
+    """Returns at most ``count`` values of a tensor, evenly spaced, ``[n]``.
+
+    The distance between them has no factor in common with the tensor's sizes: else all of them might lie in the first
+    column of a picture.
+    """
+    values = x.flatten()
+    stride = -(-len(values) // count)
+    while stride > 1 and math.gcd(stride, len(values)) > 1:
+        stride += 1
+    return values[:: max(1, stride)]

@@ -12,30 +12,27 @@ from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
 from bitcore.quantizers.estimators import GradientScale, masked
-from bitcore.quantizers.granularity import Granularity
-from bitcore.quantizers.ranges import ScaleSource
+from bitcore.quantizers.granularity import Granularity, sample
+from bitcore.quantizers.ranges import Remembered, ScaleSource, least_error
 from bitcore.quantizers.scalers import TTQ_THRESHOLD, shifted_mse, twn_survivors
 
 _SMALLEST = 1e-12
 _SAMPLE = 2**13  # values of a batch that LSQ+'s starting point looks at
 
 
-class Parametric(ScaleSource):
-    """A scale that is a parameter, initialized from the first training batch or, for a weight, from the weight.
+class Parametric(Remembered):
+    """A scale that is a parameter, initialized from the first finite batch or, for a weight, from the weight.
 
     Args:
         weight_shape: The weight's shape; ``None`` for activations, which have one scale.
         granularity: Of the weight's scales.
     """
 
-    batches: Tensor
-
     def __init__(self, weight_shape: Sequence[int] | None = None, granularity: Granularity | None = None) -> None:
         super().__init__()
         self.granularity = granularity or Granularity()
         self.group = self.granularity.group
         self.of_weight = weight_shape is not None
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self._ready = False
         self._create([] if weight_shape is None else list(weight_shape))
 
@@ -53,14 +50,22 @@ class Parametric(ScaleSource):
             return parameter
         with torch.no_grad():
             first = self.initial(x.detach(), fmt).to(parameter.dtype)
-            first = torch.where(self.batches == 0, first, parameter)
-        if not self.training:
-            return first
-        with torch.no_grad():
-            parameter.copy_(first)
-            self.batches.add_(1)
-        self._ready = True
+            if not self.training:
+                return torch.where(self.batches == 0, first, parameter)
+            parameter.copy_(torch.where(self.batches == 0, first, parameter))
+            self._count(torch.stack(torch.aminmax(x.detach())).abs().amax())
+        self._ready = torch.compiler.is_compiling() or bool(self.batches)  # else the next batch starts it
         return parameter
+
+    def problem(self) -> str:
+        """As in `Remembered`; a weight's scale that never trained is computed from the weight."""
+        return ScaleSource.problem(self) if self.of_weight else super().problem()
+
+    @torch.no_grad()
+    def _set(self, parameter: Tensor, found: Tensor) -> None:
+        parameter.copy_(found.clamp_min(_SMALLEST))
+        self.batches.fill_(1)
+        self._ready = True
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -96,6 +101,10 @@ class Learned(Parametric):
         count = x.numel() / max(1, shares)
         return GradientScale.apply(parameter, 1 / math.sqrt(max(1, count) * fmt.high))  # type: ignore[return-value]
 
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Takes the step of the least squared error."""
+        self._set(self.step, least_error(values, fmt, pow2))
+
     @torch.no_grad()
     def reformat(self, old: NumberFormat, new: NumberFormat) -> None:  # noqa: D102
         self.step.mul_(old.high / new.high)
@@ -128,9 +137,17 @@ class LearnedPlus(Learned):
 
         if self.beta is None:
             return (self.granularity.each(three_deviations, x) / (fmt.high + 1)).clamp_min(1e-8)
-        step, shift = shifted_mse(x.flatten()[:: -(-x.numel() // _SAMPLE)], fmt)
+        step, shift = shifted_mse(sample(x, _SAMPLE), fmt)
         self.beta.copy_(torch.where(self.batches == 0, step * shift, self.beta))
         return step
+
+    @torch.no_grad()
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Takes the step and the offset of the least squared error."""
+        assert self.beta is not None
+        step, shift = shifted_mse(values, fmt, pow2)
+        self._set(self.step, step)
+        self.beta.copy_(step * shift)
 
     def offset(self, x: Tensor, fmt: NumberFormat) -> Tensor | None:  # noqa: D102
         return None if self.beta is None else self._scaled(self.beta, x, fmt)
@@ -153,6 +170,10 @@ class Pact(Parametric):
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns ``α / high`` (shape ``[]``)."""
         return self._current(self.alpha, x, fmt).abs().clamp_min(_SMALLEST) / fmt.high
+
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Takes the clip of the least squared error."""
+        self._set(self.alpha, least_error(values, fmt, pow2) * fmt.high)
 
     def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:  # noqa: D102
         return levels if slope is None else masked(levels, ~slope.bool())

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from bitcore.formats import NumberFormat
 from bitcore.quantizers.estimators import masked, open_ste
-from bitcore.quantizers.granularity import Granularity
-from bitcore.quantizers.scalers import STEPS, Scaler, absmax, mse, percentile
+from bitcore.quantizers.granularity import Granularity, sample
+from bitcore.quantizers.passes import Passes
+from bitcore.quantizers.scalers import STEPS, Scaler, absmax, mse, mse_pow2, percentile
 
 _SAMPLE = 2**16  # values of a batch that tracked percentiles and errors look at
+_SMALLEST = 1e-12  # of ranges: of a batch of zeros too, they are positive
+UNSEEN = "its activation range has seen no data: calibrate the model (bitlayers.calibrate), or train it"
+DIVERGED = "its scale is no positive number; the training diverged: lower the learning rate"
 
 
 class ScaleSource(nn.Module, ABC):
@@ -42,6 +46,21 @@ class ScaleSource(nn.Module, ABC):
     def gain(self, levels: Tensor, scale: Tensor) -> Tensor | None:
         """Returns the factor, beside the estimator's, of the gradient to the values; ``None`` for 1."""
         return None
+
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Sets the range from data, without training; nothing to do where none is remembered.
+
+        Args:
+            values: A sample of what will be quantized, ``[n]``, finite.
+            fmt: The format.
+            pow2: Whether the scale becomes a power of two.
+        """
+        return
+
+    def problem(self) -> str:
+        """Returns why the source cannot quantize in eval mode; empty if it can."""
+        state = [t for t in (*self.parameters(), *self.buffers()) if not t.is_meta]
+        return "" if all(bool(t.isfinite().all()) for t in state) else DIVERGED
 
     def reformat(self, old: NumberFormat, new: NumberFormat) -> None:
         """Keeps the range when the format changes; nothing to do where a range, and not a step, is remembered."""
@@ -131,38 +150,98 @@ class Unit(ScaleSource):
         return x.new_full((), 1 / fmt.high)
 
 
-class Tracked(ScaleSource):
-    """Static range: an exponential moving average of each training batch's largest |x|, then frozen in eval mode.
+class Remembered(ScaleSource):
+    """A scale that training or calibration finds, and eval mode uses as it is.
 
-    Before the first training batch the range is 1.
+    Attributes:
+        batches: How many batches it has seen. One with a value that is NaN or infinite does not count.
+        left_out: How many such batches there were since someone asked (`take_left_out`).
+    """
+
+    batches: Tensor
+    left_out: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("left_out", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def take_left_out(self) -> int:
+        """Returns how many batches did not enter because they were not finite, and counts anew."""
+        if self.left_out.is_meta or not (count := int(self.left_out)):
+            return 0
+        self.left_out.zero_()
+        return count
+
+    def problem(self) -> str:  # noqa: D102
+        unseen = not self.batches.is_meta and not bool(self.batches)
+        return UNSEEN if unseen else super().problem()
+
+    def _count(self, largest: Tensor) -> Tensor:
+        """Counts a batch by its largest magnitude (NaN if a value is); returns whether all of it is finite."""
+        finite = largest < torch.inf
+        self.batches.add_(finite)
+        self.left_out.add_(~finite)
+        return finite
+
+
+class Tracked(Remembered):
+    """Static range: a moving average of each training batch's largest |x|, then frozen in eval mode.
+
+    The newest batch's share is ``max(momentum, 1 / batches)``: the first ones are averaged evenly, so that a short
+    training does not keep the range that the untrained network had. In a recomputation (activation checkpointing) the
+    scale is the one that these values had before, and the range stays.
 
     Args:
         momentum: The share of the newest batch.
     """
 
     range: Tensor
-    batches: Tensor
 
     def __init__(self, momentum: float = 0.05) -> None:
         super().__init__()
         self.momentum = momentum
         self.register_buffer("range", torch.ones(()))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._passes = Passes()
 
-    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:
-        """Returns the range of one batch (shape ``[]``)."""
-        low, high = torch.aminmax(x)
-        return torch.maximum(-low, high)
+    def observe(self, x: Tensor, largest: Tensor, fmt: NumberFormat) -> Tensor:
+        """Returns the range of one batch (shape ``[]``).
+
+        Args:
+            x: The values.
+            largest: Their largest magnitude.
+            fmt: The format.
+        """
+        return largest
 
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the scale ``range / high`` (shape ``[]``), after updating the range in training mode."""
-        if self.training and x.numel():
-            with torch.no_grad():
-                largest = self.observe(x.detach(), fmt).to(self.range.dtype).clamp_min(1e-12)
-                weight = torch.where(self.batches == 0, 1.0, self.momentum)
-                self.range.lerp_(largest, weight)
-                self.batches.add_(1)
+        if not (self.training and x.numel()):
+            return self.range / fmt.high
+        with torch.no_grad():
+            low, high = torch.aminmax(x.detach())
+            largest = torch.maximum(-low, high)
+            return self._passes.once((low, high), lambda: self._update(x.detach(), largest, fmt))
+
+    def _update(self, x: Tensor, largest: Tensor, fmt: NumberFormat) -> Tensor:
+        found = self.observe(x, largest, fmt).to(self.range.dtype).clamp_min(_SMALLEST)
+        finite = self._count(largest)
+        share = self.batches.clamp_min(1).reciprocal().clamp_min(self.momentum)
+        self.range.lerp_(torch.where(finite, found, self.range), share)
         return self.range / fmt.high
+
+    def problem(self) -> str:  # noqa: D102
+        zero = not self.range.is_meta and not bool(self.range > 0)  # NaN too
+        return super().problem() or (DIVERGED if zero else "")
+
+    @torch.no_grad()
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Takes the range of the least squared error."""
+        self._set(least_error(values, fmt, pow2) * fmt.high)
+
+    def _set(self, found: Tensor) -> None:
+        self.range.copy_(found.clamp_min(_SMALLEST))
+        self.batches.fill_(1)
 
 
 class TrackedPercentile(Tracked):
@@ -171,8 +250,13 @@ class TrackedPercentile(Tracked):
     Of batches beyond 65536 values an evenly spaced sample is looked at.
     """
 
-    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
-        return percentile(_sample(x), fmt).reshape(()) * fmt.high
+    def observe(self, x: Tensor, largest: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        return percentile(sample(x, _SAMPLE)[None], fmt).reshape(()) * fmt.high
+
+    @torch.no_grad()
+    def calibrate(self, values: Tensor, fmt: NumberFormat, pow2: bool) -> None:
+        """Takes the percentile of all values."""
+        self._set(percentile(values[None], fmt).reshape(()) * fmt.high)
 
 
 class TrackedMse(Tracked):
@@ -181,9 +265,10 @@ class TrackedMse(Tracked):
     Of batches beyond 65536 values an evenly spaced sample is looked at.
     """
 
-    def observe(self, x: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
-        return mse(_sample(x), fmt).reshape(()) * fmt.high
+    def observe(self, x: Tensor, largest: Tensor, fmt: NumberFormat) -> Tensor:  # noqa: D102
+        return mse(sample(x, _SAMPLE)[None], fmt).reshape(()) * fmt.high
 
 
-def _sample(x: Tensor) -> Tensor:
-    return x.reshape(1, -1)[:, :: -(-x.numel() // _SAMPLE)]
+def least_error(values: Tensor, fmt: NumberFormat, pow2: bool) -> Tensor:
+    """Returns the scale (shape ``[]``) of values ``[n]`` with the least squared error, if asked among powers of two."""
+    return (mse_pow2 if pow2 else mse)(values[None], fmt).reshape(())

@@ -54,7 +54,17 @@ def absmax_pow2(x: Tensor, fmt: NumberFormat) -> Tensor:
     mantissa, exponent = torch.frexp(x.abs().amax(-1, keepdim=True))
     high_mantissa, high_exponent = math.frexp(fmt.high)
     exponent = exponent - high_exponent + (mantissa > high_mantissa).to(exponent.dtype)
-    return torch.ldexp(torch.ones_like(mantissa), exponent)
+    return torch.ldexp(1 + 0 * mantissa, exponent)  # NaN where the largest value is NaN or infinite
+
+
+def nearest_power_of_two(scale: Tensor) -> Tensor:
+    """Returns the power of two nearest to each positive scale in the exponent, ``2**round(log2 s)``.
+
+    Exact: computed from the bits of the number, not by logarithms. Of 0, infinity and NaN it is NaN.
+    """
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2**exponent, mantissa in [1/2, 1)
+    one = mantissa / mantissa
+    return torch.ldexp(one, exponent - (mantissa * mantissa < 0.5).to(exponent.dtype))
 
 
 def absmean(x: Tensor, fmt: NumberFormat) -> Tensor:
@@ -114,7 +124,14 @@ def mse(x: Tensor, fmt: NumberFormat) -> Tensor:
     return best
 
 
-def shifted_mse(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
+def mse_pow2(x: Tensor, fmt: NumberFormat) -> Tensor:
+    """As `mse`, among the powers of two: the nearest ones to the scale of least squared error."""
+    scales = nearest_power_of_two(mse(x, fmt).clamp_min(1e-12)) * x.new_tensor([0.5, 1, 2])
+    errors = [(fmt.nearest(x / s) * s - x).square_().mean(-1, keepdim=True) for s in scales.split(1, -1)]
+    return scales.gather(-1, torch.cat(errors, -1).argmin(-1, keepdim=True))
+
+
+def shifted_mse(x: Tensor, fmt: NumberFormat, pow2: bool = False) -> tuple[Tensor, Tensor]:
     """Returns the scale and the integer shift of the levels with the least squared error, by search (both ``[]``).
 
     The windows of levels that are tried span the values' range down to a 20th of it, and lie evenly spaced in it.
@@ -122,12 +139,16 @@ def shifted_mse(x: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
     Args:
         x: Values ``[n]``.
         fmt: The format.
+        pow2: Whether scales are powers of two.
     """
     low, high = torch.aminmax(x)
     span = torch.maximum(high - low, x.abs().amax() * 1e-3).clamp_min(1e-6)
     shares = torch.linspace(1, 0.05, 40, dtype=x.dtype, device=x.device)[:, None, None]
     places = torch.linspace(0, 1, 9, dtype=x.dtype, device=x.device)[:, None]
     scales = span * shares / (fmt.high - fmt.low)
+    if pow2:
+        scales = nearest_power_of_two(scales)
+        shares = scales * (fmt.high - fmt.low) / span
     shifts = round_half_even((low + span * (1 - shares) * places) / scales) - fmt.low
     errors = ((fmt.nearest(x / scales, shifts) + shifts) * scales - x).square().mean(-1)
     best = errors.argmin()

@@ -1,7 +1,7 @@
 """Training methods as Lightning callbacks; `METHODS` lists them, a recipe's ``methods`` names them."""
 
 from bittrain.callbacks.activations_first import TwoStageBinarization
-from bittrain.callbacks.norms import BatchNormReestimation, FusedBatchNorm
+from bittrain.callbacks.norms import BatchNormReestimation, FreshStatistics, FusedBatchNorm
 from bittrain.callbacks.oscillation import OscillationDampening, OscillationFreezing, Oscillations
 from bittrain.callbacks.penalty import PactPenalty
 from bittrain.callbacks.profit import ProgressiveQuantization
@@ -15,6 +15,7 @@ __all__ = [
     "BatchNormReestimation",
     "EstimatorTemperature",
     "FreezeScales",
+    "FreshStatistics",
     "FusedBatchNorm",
     "OscillationDampening",
     "OscillationFreezing",

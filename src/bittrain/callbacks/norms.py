@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from bitcore.errors import BitLabError
+from bitlayers.batchnorm import batch_norms, freeze_batchnorm
 from bitlayers.fusion import train_fused, trains_fused
-from bittrain.batchnorm import batch_norms, freeze_batchnorm
 from bittrain.callbacks.registry import ends_training, method, reestimate, require
 from bittrain.module import Classifier
+
+_SHORT = 100  # times what running statistics remember: trainings beyond are long
 
 
 @method("fused-batch-norm")
@@ -46,6 +49,37 @@ class FusedBatchNorm(Callback):
         """Keeps the statistics frozen."""
         if self.freeze and trainer.current_epoch >= self.freeze:
             freeze_batchnorm(pl_module.model)
+
+
+class FreshStatistics(Callback):
+    """Estimates batch norm's statistics anew at the end of every epoch while the training is short; always on.
+
+    Running statistics remember ``1 / momentum`` batches, in which the weights change a lot as long as there were not
+    many more: after the ten batches of a short epoch the statistics are those of other weights, and what is measured,
+    chosen and saved is far below what was trained. So they are estimated anew, before the epoch is measured, until the
+    training is a hundred times as long as they remember (1000 batches for torch's momentum 0.1).
+
+    Args:
+        batches: At most so many training batches are averaged over.
+    """
+
+    def __init__(self, batches: int = 50) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Classifier, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Does it behind the last batch of a short training's epoch."""
+        if not trainer.is_last_batch or not (norms := batch_norms(pl_module.model)):
+            return
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if ends_training(trainer) and any(isinstance(other, BatchNormReestimation) for other in callbacks):
+            return
+        done = trainer.current_epoch * pl_module.steps_per_epoch + batch_idx + 1
+        remembered = max(math.inf if norm.momentum is None else 1 / max(norm.momentum, 1e-9) for norm in norms)
+        if done < _SHORT * remembered:
+            reestimate(trainer, pl_module, self.batches)
 
 
 @method("bn-reestimation")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
-from bittrain.batchnorm import reestimate_batchnorm
+from bitlayers.batchnorm import batch_norms, reestimate_batchnorm
 from bittrain.ema import WeightAverage
 from bittrain.entries import parse_entry
 from bittrain.loader import TrainLoader
@@ -89,12 +89,23 @@ def quantized_layers(model: nn.Module) -> dict[str, BitLayer]:
 
 
 def reestimate(trainer: Trainer, module: Classifier, count: int) -> None:
-    """Estimates batch norm's statistics anew from ``count`` batches, of the running average of the weights too."""
-    reestimate_batchnorm(module.model, some_inputs(trainer, module, count))
+    """Estimates batch norm's statistics anew from ``count`` batches, of the running average of the weights too.
+
+    Several processes average theirs.
+    """
+    _reestimate(trainer, module, count)
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(callback, WeightAverage):
             with callback.in_place(trainer, module):
-                reestimate_batchnorm(module.model, some_inputs(trainer, module, count))
+                _reestimate(trainer, module, count)
+
+
+def _reestimate(trainer: Trainer, module: Classifier, count: int) -> None:
+    reestimate_batchnorm(module.model, some_inputs(trainer, module, count))
+    for norm in batch_norms(module.model) if trainer.world_size > 1 else ():
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(trainer.strategy.reduce(statistic.clone(), reduce_op="mean"))
 
 
 def some_inputs(trainer: Trainer, module: Classifier, count: int) -> Iterator[Tensor]:

@@ -157,3 +157,7 @@ def test_the_gradient_passes_power_of_two_unchanged():
     y.backward(torch.tensor([1.0, 2.0, 3.0]))
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_no_power_of_two_is_near_what_is_no_positive_number():
+    assert nearest_power_of_two(torch.tensor([0.0, math.inf, math.nan, -math.inf])).isnan().all()
