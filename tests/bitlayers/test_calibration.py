@@ -297,6 +297,7 @@ def test_one_bad_batch_is_reported_once_by_name_and_forgotten(scale: str):
     broken = torch.randn(8, 24)
     broken[0, 0] = math.inf
     models[1].fc0(broken)  # type: ignore[operator]
+    batch = torch.zeros(8, 24)
     for batch in torch.randn(20, 8, 24):
         outputs = [model(batch) for model in models]
         assert torch.equal(*outputs)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from bittrain.batchnorm import freeze_batchnorm, reestimate_batchnorm
 from torch import nn
 
 import bitlab
 from bitcore.presets import get_preset
 from bitlab.footprint import count_macs, layer_footprints
+from bitlayers.batchnorm import freeze_batchnorm, reestimate_batchnorm
 from bitlayers.modes import evaluating
 from bittrain.callbacks.profit import aiwq
 from bittrain.data import Split
