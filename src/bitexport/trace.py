@@ -88,8 +88,6 @@ class _Lowering:
 
     def _module(self, module: nn.Module, x: Value) -> Value:
         if isinstance(module, BitLayer):
-            if problem := module.problem():
-                raise self.g.error(problem)
             return module.lower(self.g, x)
         if isinstance(module, nn.Sequential):
             for part in module:

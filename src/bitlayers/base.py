@@ -295,6 +295,8 @@ class BitLayer(PackedStorage):
         """
         if type(self).add_to_graph is BitLayer.add_to_graph:
             return self.add_to_graph(g)  # raises
+        if problem := self.problem():
+            raise g.error(problem)
         if self.weight_quantizer is None:
             raise g.error("its weights are float32; give it a weight_format to export it")
         codes = g.quantize(x, self.activation_quantizer)

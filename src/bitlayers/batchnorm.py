@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitlayers.base import BitLayer
-from bitlayers.modes import evaluating
+from bitlayers.modes import evaluating, frozen
 
 _Batch = TypeVar("_Batch")
 
@@ -25,11 +25,6 @@ def freeze_batchnorm(model: nn.Module) -> None:
     """Makes batch norms use their running statistics until ``model.train()`` is called; γ and β still learn."""
     for norm in batch_norms(model):
         norm.eval()
-
-
-def frozen(model: nn.Module, module: nn.Module) -> bool:
-    """Whether a module of a model in training mode was put in eval mode by hand."""
-    return model.training and not module.training
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:

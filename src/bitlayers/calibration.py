@@ -18,7 +18,8 @@ from bitcore.quantizers import Quantizer
 from bitcore.quantizers.granularity import sample
 from bitcore.quantizers.ranges import Remembered
 from bitlayers.base import BitLayer
-from bitlayers.batchnorm import frozen, reestimate_with
+from bitlayers.batchnorm import reestimate_with
+from bitlayers.modes import frozen
 
 _SAMPLE = 2**13  # values of a batch that a range is found from
 Run = Callable[[nn.Module, Any], object]

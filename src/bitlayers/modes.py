@@ -24,3 +24,8 @@ def evaluating(model: M) -> Iterator[M]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def frozen(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a module of a model in training mode was put in eval mode by hand."""
+    return model.training and not module.training

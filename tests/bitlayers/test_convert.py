@@ -186,7 +186,7 @@ def test_first_and_last_in_a_model_without_layers():
 def test_mode_dtype_and_frozen_parameters_are_kept(training: bool, dtype: torch.dtype):
     model = Net().to(dtype).train(training)
     model.head.weight.requires_grad_(False)
-    model = quantize(model, "w8a8")
+    model = quantize(model, "bitnet")
     assert all(module.training is training for module in model.modules())
     assert not model.head.weight.requires_grad and model.head.bias.requires_grad
     assert model(torch.randn(2, 1, 8, 8, dtype=dtype)).dtype == dtype
@@ -252,7 +252,7 @@ def test_layers_that_stay_float_unasked_are_named_in_a_warning(convert_any: Call
 # ---- copies ----------------------------------------------------------------------------------------------------------
 
 CONVERSIONS_OF_MODELS: dict[str, Callable[..., Any]] = {
-    "quantize": lambda m, **more: quantize(m, "w8a8", **more),
+    "quantize": lambda m, **more: quantize(m, "bitnet", **more),
     "pack": pack,
     "fuse_batchnorm": fuse_batchnorm,
     "train_fused": train_fused,

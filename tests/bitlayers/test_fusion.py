@@ -18,7 +18,7 @@ from bitexport.trace import lower
 from bitlayers import BitConv2d, BitLinear, quantize
 from bitlayers.base import BitLayer
 from bitlayers.fusion import fuse_batchnorm, train_fused, trains_fused
-from networks import CONV_SHAPE, convolutional
+from networks import CONV_SHAPE, convolutional, with_ranges
 
 STATIC = get_preset("mcu-4bitsym-static")
 CHANNELS = BitQuantConfig(
@@ -217,7 +217,7 @@ def test_trained_fused_and_fused_afterwards_are_one_integer_graph(config: BitQua
 
 
 def test_state_dict_of_the_training_form() -> None:
-    model = randomize(train_fused(bit_model(STATIC)))
+    model = with_ranges(randomize(train_fused(bit_model(STATIC))))
     other = train_fused(bit_model(STATIC))
     other.load_state_dict(model.state_dict())
     x = torch.randn(4, *CONV_SHAPE)

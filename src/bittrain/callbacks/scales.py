@@ -43,7 +43,7 @@ class FreezeScales(Callback):
         if trainer.current_epoch < self.epochs:
             return
         for module in pl_module.model.modules():
-            if isinstance(module, Tracked) and module.training:
+            if isinstance(module, Tracked):
                 module.eval()
         for layer in quantized_layers(pl_module.model).values():
             quantizer = layer.weight_quantizer
