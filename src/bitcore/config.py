@@ -158,6 +158,19 @@ class BitQuantConfig:
             activation_estimator="clipped_ste",
         )
 
+    def for_signed(self) -> Self:
+        """Returns the config of a layer whose input can be negative: the signed format of the same width.
+
+        It has the levels −(2^(b−1)−1) … 2^(b−1)−1, of 1 bit ±1. An offset that is learned (``learned_plus``) reaches
+        negative values in any format.
+        """
+        if self.activation_dtype == FLOAT or self.activation_scale == "learned_plus":
+            return self
+        fmt = get_format(self.activation_dtype)
+        if fmt.signed:
+            return self
+        return self.replace(activation_dtype="binary" if fmt.bits == 1 else f"int{fmt.bits:g}")
+
     def weight_quantizer(self, shape: Sequence[int]) -> Quantizer | None:
         """Returns the quantizer of a weight of that shape (output channels first), ``None`` for float32."""
         if self.weight_format == FLOAT:

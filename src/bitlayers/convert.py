@@ -2,103 +2,62 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from bitcore.config import DYNAMIC, FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError, unknown
 from bitcore.formats import get_format
 from bitcore.formats.integers import BINARY
-from bitcore.presets import get_preset
 from bitlayers.base import BitLayer
-from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
-from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
+from bitlayers.bitattention import BitMultiheadAttention
 from bitlayers.bitembedding import BitEmbedding
-from bitlayers.bitlinear import BitLinear, BitTransposedLinear
+from bitlayers.choice import Override, Quant, choose, resolve
 from bitlayers.copying import M, owned
-from bitlayers.flow import never_negative_inputs
+from bitlayers.flow import Flow, follow
+from bitlayers.places import Place, places
 from bitlayers.report import ASKED, ConversionReport, Entry
-
-Quant = BitQuantConfig | str | None
-Override = Quant | Mapping[str, Any]
-
-# By type, or by name where the library need not be installed. Exact types: a subclass's forward may do anything.
-# nn.MultiheadAttention is not among them: it becomes a BitMultiheadAttention, whose projections are.
-CONVERSIONS: dict[type[nn.Module] | str, type[BitLayer]] = {
-    nn.Linear: BitLinear,
-    nn.Conv1d: BitConv1d,
-    nn.Conv2d: BitConv2d,
-    nn.ConvTranspose2d: BitConvTranspose2d,
-    nn.Embedding: BitEmbedding,
-    "transformers.pytorch_utils.Conv1D": BitTransposedLinear,
-}
+from bitlayers.signs import Sign
 
 
-@dataclass(frozen=True)
-class Place:
-    """A layer with weights, which is a bit layer, may become one, or must stay.
-
-    Attributes:
-        names: Every name of it.
-        type: The name of its type.
-        module: The layer, or the attention module that it will be a projection of.
-        projection: Which one, else empty.
-        kind: What it may become.
-        reason: Why it must stay; empty if it may be converted, or given another config.
-    """
-
-    names: tuple[str, ...]
-    type: str
-    module: nn.Module
-    projection: str = ""
-    kind: type[BitLayer] | None = None
-    reason: str = ""
-
-    @property
-    def fit(self) -> bool:
-        """Whether it may be a bit layer."""
-        return not self.reason
-
-
-def resolve(quant: Quant) -> BitQuantConfig | None:
-    """Returns the config that a preset's name stands for; configs and ``None`` pass through.
-
-    Raises:
-        BitLabError: If the name is unknown.
-    """
-    return get_preset(quant) if isinstance(quant, str) else quant
-
-
-def quantize(model: M, quant: Quant, overrides: Mapping[str, Override] | None = None, *, inplace: bool = False) -> M:
+def quantize(
+    model: M,
+    quant: Quant,
+    overrides: Mapping[str, Override] | None = None,
+    *,
+    example_input: Any = None,
+    inplace: bool = False,
+) -> M:
     """Returns a copy of the model whose layers are bit layers; `convert` says what becomes of what.
 
-    The report is kept as the copy's ``conversion_report``. Layers with weights that stay float though nobody asked for
-    it are named in a warning.
+    The report is kept as the copy's ``conversion_report``. A warning names layers with weights that stay float though
+    nobody asked for it, and says where it had to be guessed which layers read the model's input.
 
     Args:
         model: As in `convert`.
         quant: Likewise.
         overrides: Likewise.
+        example_input: Likewise.
         inplace: Convert and return the model itself, which saves the copy's memory.
 
     Raises:
         BitLabError: As `convert`; also if the model cannot be copied.
     """
     model = owned(model, inplace)
-    report = convert(model, quant, overrides)
+    report = convert(model, quant, overrides, example_input=example_input)
     warn_of_floats(report, stacklevel=3)
+    if report.guessed:
+        warnings.warn(report.guessed, stacklevel=2)
     return model
 
 
-def convert(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None) -> ConversionReport:
+def convert(
+    model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | None = None, *, example_input: Any = None
+) -> ConversionReport:
     """Turns the float layers of a model into bit layers, in place; layers that are bit layers get the new config.
 
     The layers stay the same objects with the same parameters: names, tied weights, hooks, geometry, device, dtype,
@@ -108,12 +67,23 @@ def convert(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | 
     Layers that are bit layers already keep learned ranges where the new config has one of the same kind
     (`BitLayer.requantize`).
 
+    How data flow through the model, not the order of registration, decides two things:
+
+    - Layers that read the model's input, with no other layer in between, get ``input_dtype`` (`for_input`).
+    - Where an input can be negative, or that cannot be told, an unsigned format of activations becomes the signed one
+      of the same width (`for_signed`), unless an override names the ``activation_dtype`` of that layer.
+
+    Where the model's code cannot be followed and there is no example, the layer that was registered first is taken for
+    the only one that reads the input, and any input may be negative. The report says all of this.
+
     Args:
         model: Any model, also a single layer.
         quant: A config, a preset's name, or ``None`` (then only overridden layers are quantized).
-        overrides: Layers that differ, by name pattern (``"head"``, ``"features.*"``, or ``"first"`` and ``"last"``, in
-            the order of registration): a config, a preset's name, ``None`` to stay as they are, or the fields that
-            differ from ``quant``. The first pattern that matches counts.
+        overrides: Layers that differ, by name pattern (``"head"``, ``"features.*"``; ``"first"`` are all layers that
+            read the model's input, ``"last"`` all behind which no other comes): a config, a preset's name, ``None`` to
+            stay as they are, or the fields that differ from ``quant``. The first pattern that matches counts.
+        example_input: An input (a tuple of inputs, a dictionary of named ones) to follow models by that torch.fx cannot
+            follow: the model is called with it once, in eval mode.
 
     Returns:
         What was converted, what was left and why, also kept as the model's ``conversion_report``. ``print`` shows it
@@ -121,18 +91,14 @@ def convert(model: nn.Module, quant: Quant, overrides: Mapping[str, Override] | 
 
     Raises:
         BitLabError: If a preset or option is unknown, a pattern matches no layer, a layer that is to change is packed,
-            or no layer can be quantized. Nothing has changed then.
+            no layer can be quantized, or the model cannot be called with the example. Nothing has changed then.
     """
     config = resolve(quant)
     layers = list(places(model))
-    patterns = _patterns(overrides or {}, layers)
     if config is not None:
         require_any(layers)
-    chosen = [_choose(layer.names, config, patterns) if layer.fit else None for layer in layers]
-    first = next((i for i, layer in enumerate(layers) if layer.fit), None)
-    if first is not None and (outer := chosen[first]) is not None:
-        chosen[first] = outer.for_input()
-    return _apply(model, layers, chosen)
+    choice = choose(model, layers, config, overrides or {}, example_input)
+    return _apply(model, layers, choice.configs, choice.flow, signed=choice.signed, guessed=choice.guessed)
 
 
 def convert_layers(model: nn.Module, configs: Mapping[str, BitQuantConfig]) -> ConversionReport:
@@ -150,7 +116,8 @@ def convert_layers(model: nn.Module, configs: Mapping[str, BitQuantConfig]) -> C
         if not known[name].fit:
             raise BitLabError(f"layer '{name}' cannot become a bit layer: {known[name].reason}")
     chosen = [next((configs[name] for name in layer.names if name in configs), None) for layer in layers]
-    return _apply(model, layers, chosen)
+    signs = any(config.activation_dtype == BINARY.name for config in configs.values())
+    return _apply(model, layers, chosen, follow(model, (layer.module for layer in layers), hardtanhs=signs))
 
 
 def require_any(layers: list[Place]) -> None:
@@ -171,7 +138,9 @@ def warn_of_floats(report: ConversionReport, stacklevel: int) -> None:
         warnings.warn(f"layers that stay float: {reasons}", stacklevel=stacklevel)
 
 
-def _apply(model: nn.Module, layers: list[Place], chosen: list[BitQuantConfig | None]) -> ConversionReport:
+def _apply(
+    model: nn.Module, layers: list[Place], chosen: list[BitQuantConfig | None], flow: Flow, **more: Any
+) -> ConversionReport:
     for layer, config in zip(layers, chosen, strict=True):
         there = layer.module
         if isinstance(there, BitLayer) and there.packed and config not in (None, there.quant_config):
@@ -188,100 +157,32 @@ def _apply(model: nn.Module, layers: list[Place], chosen: list[BitQuantConfig | 
     signs = any(config is not None and config.activation_dtype == BINARY.name for config in chosen)
     _avoid_fused_paths(model)
     hardtanhs = tuple(_keep_signs(model)) if signs else ()
-    report = ConversionReport(tuple(entries), hardtanhs, tuple(_half_used(model, chosen)))
+    read = [
+        (layer.names[0], config, flow.sign(layer.key))
+        for layer, config in zip(layers, chosen, strict=True)
+        if config is not None and layer.kind is not BitEmbedding  # indices are no activations
+    ]
+    report = ConversionReport(
+        tuple(entries),
+        hardtanhs,
+        half_used=tuple(name for name, config, sign in read if _half_used(config, sign)),
+        clipped=tuple(name for name, config, sign in read if _clipped(config, sign)),
+        **more,
+    )
     model.conversion_report = report  # type: ignore[assignment]  # torch's stubs know modules and tensors alone
     return report
 
 
-def _half_used(model: nn.Module, chosen: list[BitQuantConfig | None]) -> Iterator[str]:
-    """Yields the layers whose inputs are never negative, but quantized by a signed format of a static range."""
-
-    def wasteful(config: BitQuantConfig) -> bool:
-        static = config.activation_dtype != FLOAT and config.activation_scale != DYNAMIC
-        return static and get_format(config.activation_dtype).low < -1  # signs and ternary levels are another matter
-
-    if any(config is not None and wasteful(config) for config in chosen):
-        for name in never_negative_inputs(model):
-            layer = model.get_submodule(name)
-            if isinstance(layer, BitLayer) and wasteful(layer.quant_config):
-                yield name
+def _half_used(config: BitQuantConfig, sign: Sign) -> bool:
+    """Whether an input is never negative, but quantized by a signed format of a static range."""
+    static = config.activation_dtype != FLOAT and config.activation_scale != DYNAMIC
+    signed = static and get_format(config.activation_dtype).low < -1  # signs and ternary levels are another matter
+    return signed and sign is Sign.NEVER
 
 
-def places(model: nn.Module) -> Iterator[Place]:
-    """Yields every module with weights, once, with all its names."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    inside = {child for module in names if type(module) is nn.MultiheadAttention for child in module.children()}
-    for module, known in names.items():
-        name = type(module).__name__
-        if type(module) is nn.MultiheadAttention:
-            for projection in PROJECTIONS:
-                parts = tuple(f"{path}.{projection}".lstrip(".") for path in known)
-                yield Place(parts, name, module, projection, BitLinear, _attention_obstacle(module))
-        elif isinstance(module, BitLayer):
-            yield Place(tuple(known), name, module, kind=type(module))
-        elif module not in inside:
-            kind = CONVERSIONS.get(type(module)) or CONVERSIONS.get(_qualified(type(module)))
-            reason = (kind.obstacle(module) or "") if kind else _unknown(module)
-            if kind or reason:
-                yield Place(tuple(known), name, module, kind=kind, reason=reason)
-
-
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _unknown(module: nn.Module) -> str:
-    """Why a module of no known type stays; empty if it holds no weights of its own."""
-    if isinstance(module, LazyModuleMixin):
-        return "it has no weights yet; pass a batch through the model first"
-    if is_parametrized(module):
-        return "it is parametrized; call torch.nn.utils.parametrize.remove_parametrizations first"
-    weights = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
-    if not weights or isinstance(module, ParametrizationList):
-        return ""
-    for kind in CONVERSIONS:
-        if isinstance(kind, type) and isinstance(module, kind):
-            return f"it is a subclass of {kind.__name__}, whose forward may differ"
-    return "there is no bit layer for its type"
-
-
-def _attention_obstacle(attention: nn.Module) -> str:
-    for name in ("in_proj_weight", "q_proj_weight"):
-        if attention._parameters.get(name) is not None:
-            return "its forward was replaced on the instance" if "forward" in vars(attention) else ""
-    return "its weight is computed (weight_norm, spectral_norm, pruning); make it a plain parameter first"
-
-
-def _patterns(overrides: Mapping[str, Override], layers: list[Place]) -> dict[str, Override]:
-    """Resolves "first" and "last", unless layers are called so, and checks that every pattern matches a layer."""
-    fit = [layer for layer in layers if layer.fit]
-    ends = {"first": fit[0].names[0], "last": fit[-1].names[0]} if fit else {}
-    for layer in fit:
-        for name in layer.names:
-            ends.pop(name, None)
-    patterns = {ends.get(pattern, pattern): override for pattern, override in overrides.items()}
-    for pattern in patterns:
-        if any(fnmatch.filter(layer.names, pattern) for layer in fit):
-            continue
-        for layer in layers:
-            if fnmatch.filter(layer.names, pattern):
-                raise BitLabError(f"override '{pattern}': layer '{layer.names[0]}' stays as it is: {layer.reason}")
-        known = ", ".join(layer.names[0] for layer in fit)
-        raise BitLabError(f"override '{pattern}' matches no layer; there are: {known}")
-    return patterns
-
-
-def _choose(
-    names: tuple[str, ...], config: BitQuantConfig | None, patterns: Mapping[str, Override]
-) -> BitQuantConfig | None:
-    for pattern, override in patterns.items():
-        if fnmatch.filter(names, pattern):
-            if isinstance(override, Mapping):
-                return (config or BitQuantConfig()).replace(**override)
-            return resolve(override)
-    return config
+def _clipped(config: BitQuantConfig, sign: Sign) -> bool:
+    """Whether an input can be negative, but is quantized by an unsigned format."""
+    return sign is Sign.CAN and config != config.for_signed()
 
 
 def _adopt(layer: Place, config: BitQuantConfig, split: dict[torch.Tensor, tuple[nn.Parameter, ...]]) -> None:

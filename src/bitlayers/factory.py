@@ -14,8 +14,10 @@ from bitcore.errors import unknown
 from bitcore.presets import PRESETS
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import BitMultiheadAttention
-from bitlayers.convert import CONVERSIONS, Quant, convert_layers, pack, places, require_any, resolve, warn_of_floats
+from bitlayers.choice import Quant, resolve
+from bitlayers.convert import convert_layers, pack, require_any, warn_of_floats
 from bitlayers.copying import M, owned
+from bitlayers.places import CONVERSIONS, places
 
 _MADE: dict[str, type[nn.Module]] = {
     **{kind.__name__: made for kind, made in CONVERSIONS.items() if isinstance(kind, type)},

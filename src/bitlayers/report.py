@@ -41,6 +41,12 @@ class ConversionReport:
     """ReLUs that became Hardtanhs because the sign of what a ReLU passes is always +1."""
     half_used: tuple[str, ...] = ()
     """Layers whose inputs are never negative, but have a signed format of a static range: half its levels are idle."""
+    signed: tuple[str, ...] = ()
+    """Layers whose inputs can be negative, or might: they got a signed format in place of the unsigned one."""
+    clipped: tuple[str, ...] = ()
+    """Layers whose inputs can be negative, but have the unsigned format that was asked for: they become 0."""
+    guessed: str = ""
+    """What was guessed because the model's code could not be followed; empty if nothing was."""
 
     @property
     def converted(self) -> tuple[Entry, ...]:
@@ -72,7 +78,13 @@ class ConversionReport:
             lines.append(f"ReLU became Hardtanh, for binary activations: {', '.join(self.hardtanhs)}")
         if self.half_used:
             lines.append(f"never negative, in signed formats (choose uint ones): inputs of {', '.join(self.half_used)}")
-        return "\n".join(lines)
+        if self.signed:
+            lines.append(
+                f"may be negative, so in signed formats in place of unsigned: inputs of {', '.join(self.signed)}"
+            )
+        if self.clipped:
+            lines.append(f"may be negative, in unsigned formats (choose int ones): inputs of {', '.join(self.clipped)}")
+        return "\n".join([*lines, self.guessed] if self.guessed else lines)
 
 
 def _describe(config: BitQuantConfig) -> str:

@@ -12,7 +12,8 @@ from torch import nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError, unknown
-from bitlayers.convert import Override, Quant, convert, resolve
+from bitlayers.choice import Override, Quant, resolve
+from bitlayers.convert import convert
 
 DEFAULT = "default"
 """Stands for the quantization that a model's name implies: ternary weights, unless it was registered with another."""

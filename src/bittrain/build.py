@@ -13,7 +13,7 @@ from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.quantizers import Quantizer
 from bitlayers.base import BitLayer
-from bitlayers.convert import Override, resolve
+from bitlayers.choice import Override, resolve
 from bitlayers.fusion import train_fused, trains_fused
 from bitmodels import AutoBitModel, data_options, find_model
 from bitmodels.auto import DEFAULT

@@ -23,7 +23,8 @@ from bitlayers import (
     quantize,
     train_fused,
 )
-from bitlayers.convert import convert, resolve
+from bitlayers.choice import resolve
+from bitlayers.convert import convert
 
 BITNET, W8A8 = PRESETS["bitnet"], PRESETS["w8a8"]
 

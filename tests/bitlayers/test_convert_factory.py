@@ -23,7 +23,7 @@ from bitlayers import (
     pack,
     quantize,
 )
-from bitlayers.convert import CONVERSIONS
+from bitlayers.places import CONVERSIONS
 
 TYPES = [kind for kind in CONVERSIONS if isinstance(kind, type)]
 ARGUMENTS: dict[type[nn.Module], tuple[int, ...]] = {

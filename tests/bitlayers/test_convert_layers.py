@@ -17,7 +17,7 @@ from bitcore.config import DYNAMIC, FLOAT
 from bitcore.presets import PRESETS
 from bitexport import lower
 from bitlayers import BitConv1d, BitConvTranspose2d, BitEmbedding, BitLayer, BitLinear, BitTransposedLinear, quantize
-from bitlayers.convert import CONVERSIONS
+from bitlayers.places import CONVERSIONS
 
 
 class Conv1D(nn.Module):
