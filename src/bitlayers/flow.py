@@ -6,6 +6,7 @@ The code is followed by torch.fx where it can be, else the calls of an example.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,23 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from bitcore.errors import BitLabError
+from bitlayers.activations import RPReLU, RSign
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
 from bitlayers.modes import evaluating
-from bitlayers.signs import JOINS, KEEPS, NO_TENSOR, Sign, changes_its_input, joined, name_of, options_of, sign_of, word
+from bitlayers.signs import (
+    INPLACE,
+    JOINS,
+    KEEPS,
+    NO_TENSOR,
+    Sign,
+    changes_its_input,
+    joined,
+    name_of,
+    options_of,
+    sign_of,
+    word,
+)
 
 Layer = tuple[nn.Module, str]
 """A layer: a module, or an attention module and the name of its projection."""
@@ -69,8 +83,20 @@ class Flow:
         self.inputs[layer] = any_of(seen)
 
 
+class _Proxy(fx.Proxy):
+    """Keeps ``x += y`` and ``x[i] = y`` what they are: by itself, torch.fx takes the first for ``x = x + y``."""
+
+
+def _records(function: Any) -> Any:
+    return lambda self, *others: self.tracer.create_proxy("call_function", function, (self, *others), {})
+
+
+for _name in INPLACE:
+    setattr(_Proxy, f"__{_name}__", _records(getattr(operator, _name)))
+
+
 class Tracer(fx.Tracer):
-    """Follows a model's forward down to torch's own modules, attention and bit layers.
+    """Follows a model's forward down to torch's own modules and BitLab's.
 
     Attributes:
         leaves: Other modules that are one node.
@@ -80,10 +106,14 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node."""
-        if isinstance(m, (BitLayer, nn.MultiheadAttention)) or m in self.leaves:
+        if isinstance(m, (BitLayer, nn.MultiheadAttention, RSign, RPReLU)) or m in self.leaves:
             return True
         holds = any(child in self.leaves for child in m.modules())  # as torch's transformers do
         return not holds and super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Returns what stands for a node's value in the model's code."""
+        return _Proxy(node, self)
 
 
 def follow(model: nn.Module, layers: Iterable[nn.Module], example: Any = None, *, hardtanhs: bool = False) -> Flow:
@@ -181,7 +211,8 @@ def _holds(layer: nn.Module, layers: Collection[nn.Module]) -> bool:
 
 
 def _of_torch(module: nn.Module) -> bool:
-    return isinstance(module, BitLayer) or type(module).__module__.startswith(("torch.nn.modules.", "transformers."))
+    ours = isinstance(module, (BitLayer, RSign, RPReLU))
+    return ours or type(module).__module__.startswith(("torch.nn.modules.", "transformers."))
 
 
 # ---- by torch.fx -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def words(text: str) -> frozenset[str]:
 NEVER = words("relu relu6 sigmoid hardsigmoid softmax softmin softplus abs exp square sqrt rsqrt norm var std")
 CAN = words(
     "layernorm groupnorm instancenorm batchnorm rmsnorm linear conv convtranspose embedding bilinear neg sub isub rsub"
-    " log logsoftmax logsigmoid sin cos alphadropout featurealphadropout rrelu glu randn randnlike"
+    " log logsoftmax logsigmoid sin cos alphadropout featurealphadropout rrelu glu randn randnlike rsign rprelu"
 )
 KEEPS = words(
     "identity dropout flatten unflatten view reshape permute transpose t contiguous clone detach to float half"

@@ -63,7 +63,8 @@ def test_every_layer_is_replaced_and_keeps_its_parameters(name: str):
     x = torch.randn(2, 1, 8, 8)
     shape = model(x).shape
     assert quantize(model, name, inplace=True) is model
-    assert configs(model) == {"stem": first(config), "block.0": config, "head": config}
+    rest = config.for_signed()  # batch norm or nothing stands in front
+    assert configs(model) == {"stem": first(config), "block.0": rest, "head": rest}
     after = {n: p for n, p in model.named_parameters() if "quantizer" not in n}
     assert after.keys() == kept.keys() and all(after[n] is kept[n] for n in kept)
     signs = config.activation_dtype == "binary"  # the sign of what a ReLU passes would always be +1
@@ -139,9 +140,9 @@ def test_overrides_without_a_config_quantize_only_those_layers():
 def test_only_the_first_layer_sees_the_input():
     config = BitQuantConfig(activation_dtype="uint4", activation_scale="tracked", input_dtype="uint8")
     found = configs(quantize(Net(), config))
-    assert [c.activation_dtype for c in found.values() if c] == ["uint8", "uint4", "uint4"]
+    assert [c.activation_dtype for c in found.values() if c] == ["uint8", "int4", "int4"]
     found = configs(quantize(Net(), config, {"first": None}))  # a float first layer passes no codes on
-    assert [c and c.activation_dtype for c in found.values()] == [None, "uint4", "uint4"]
+    assert [c and c.activation_dtype for c in found.values()] == [None, "int4", "int4"]
     found = configs(quantize(Net(), config.replace(activation_dtype=FLOAT)))
     assert [c.activation_dtype for c in found.values() if c] == [FLOAT] * 3
 
@@ -179,7 +180,7 @@ def test_unknown_names_are_refused_before_anything_changes():
 
 def test_first_and_last_in_a_model_without_layers():
     with pytest.raises(BitLabError, match="'first' matches no layer"):
-        quantize(nn.ReLU(), "bitnet", {"first": None})
+        quantize(nn.ReLU(), None, {"first": "bitnet"})
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -210,7 +211,7 @@ def test_layers_that_are_quantized_get_the_new_config(name: str):
         assert torch.equal(again.head.weight, model.head.weight)
         assert configs(quantize(model, None)) == configs(model)  # asked to stay as they are
         changed = configs(quantize(model, None, {"head": name}))
-        assert changed == configs(model) | {"head": PRESETS[name]}
+        assert changed == configs(model) | {"head": PRESETS[name].for_signed()}
 
 
 def test_layers_that_are_packed_are_refused_unless_they_stay_as_they_are():

@@ -91,7 +91,7 @@ def test_a_second_conversion_knows_the_first_layer():
     model = quantize(model, None, {"first": config})
     model = quantize(model, config)
     dtypes = [layer.quant_config.activation_dtype for layer in model if isinstance(layer, BitLayer)]
-    assert dtypes == ["int8", "uint4", "uint4"]
+    assert dtypes == ["int8", "int4", "int4"]
 
 
 def test_layers_called_first_and_last():
