@@ -68,7 +68,8 @@ class BitQuantConfig:
             ``"learned_plus"`` (LSQ+: with a learned offset), ``"pact"``, ``"unit"`` (the range ±1).
         activation_estimator: The gradient estimator of activations of a static range; ``pact`` has its own.
         activation_scale_pow2: Round activation scales to powers of two.
-        input_dtype: What stands in place of ``activation_dtype`` for the network's first layer (never below 8 bits).
+        input_dtype: What stands in place of ``activation_dtype`` for layers that read the network's input (never below
+            8 bits).
         estimator: The gradient estimator of the weights: ``ste``, ``clipped_ste``, ``approx_sign``, ``ede``, …
 
     Raises:
@@ -149,7 +150,7 @@ class BitQuantConfig:
         return cls().replace(**options)
 
     def for_input(self) -> Self:
-        """Returns the config of a network's first layer: its input has ``input_dtype``, in a range that fits it."""
+        """Returns the config of a layer that reads the network's input: ``input_dtype``, in a range that fits it."""
         if self.activation_dtype == FLOAT:
             return self
         return self.replace(

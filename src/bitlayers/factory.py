@@ -31,6 +31,8 @@ class BitFactory:
     """Stands for `torch.nn` where a model takes its layers from: ``mod.Linear``, ``mod.Conv2d``, … are bit layers.
 
     ``NetCNN(mod=Bit)`` is ternary, ``NetCNN(mod=torch.nn)`` its float twin, ``NetCNN(mod=Bit("w8a8"))`` another preset.
+    Layers know nothing of what stands before them: all have the config as it is, the one that reads the model's input
+    and those whose inputs can be negative too. `quantize` of the whole model fits each to what it reads.
 
     Attributes:
         quant: The layers' config or its preset's name.

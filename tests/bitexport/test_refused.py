@@ -122,7 +122,9 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "weight_granularity=per_tensor",
     ),
     "unsigned dynamic scale without ReLU": (
-        lambda: perceptron(DYNAMIC.replace(activation_dtype="uint8"), activation=None),
+        lambda: quantize(
+            perceptron(DYNAMIC, activation=None), None, {"fc1": DYNAMIC.replace(activation_dtype="uint8").to_dict()}
+        ),
         SHAPE,
         "fc1",
         "ReLU",
@@ -377,7 +379,8 @@ def test_refused_with_layer_and_remedy(case: str) -> None:
 
 
 def test_control_flow_on_values_is_refused() -> None:
-    model = quantize(Forward(lambda m, x: m.fc1(x) if x.sum() > 0 else m.fc2(x)), STATIC)
+    branching = Forward(lambda m, x: m.fc1(x) if x.sum() > 0 else m.fc2(x))
+    model = quantize(branching, STATIC, example_input=torch.zeros(1, *SHAPE))
     with pytest.raises(BitLabError, match="cannot be traced"):
         lower(model, SHAPE)
 
