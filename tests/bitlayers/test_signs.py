@@ -17,19 +17,8 @@ from bitlayers.signs import Sign, sign_of, word
 # Words that stand for what no call with one tensor and small numbers shows: their results hold no other values.
 UNSEEN = {"identity", "get", "constantpad", "getitem", "typeas", "expandas", "gather", "indexselect", "unflatten"}
 ARGUMENTS: list[tuple[Any, ...]] = [
-    (-1,),
-    (3, 6),
-    (torch.float64,),
-    (),
-    (1,),
-    (2,),
-    (0, 1),
-    (1, 0),
-    (1, 0, 2),
-    ([1, 1],),
-    (2, 2, 3),
-    (1, 2, 1),
-    ((1,),),
+    *((), (1,), (2,), (0, 1), (1, 0), (3, 6), (1, 0, 2), (2, 2, 3), (1, 2, 1)),
+    *(([1, 1],), ((1,),), ((-1,),), (torch.float64,)),
 ]
 
 
