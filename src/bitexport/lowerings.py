@@ -1,16 +1,14 @@
-"""How modules of torch and of bitlayers, and calls of functions, become integer operations."""
+"""How modules of torch and of bitlayers become integer operations."""
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bitcore.graph import GraphBuilder, Value
 from bitlayers.activations import RPReLU, RSign
@@ -36,6 +34,19 @@ def _nothing(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
     return x
 
 
+class Clamp(nn.Module):
+    """``torch.clamp`` with numbers; where the limits are inverted all is the upper one."""
+
+    def __init__(self, min: float = -math.inf, max: float = math.inf) -> None:
+        super().__init__()
+        self.min, self.max = float(min), float(max)
+
+
+@lowers(Clamp)
+def _clamp(g: GraphBuilder, module: Clamp, x: Value) -> Value:
+    return g.clip(x, module.min, module.max, lambda v: v.clamp(module.min, module.max))
+
+
 @lowers(nn.Flatten)
 def _flatten(g: GraphBuilder, module: nn.Flatten, x: Value) -> Value:
     if module.start_dim != 1 or module.end_dim not in (-1, len(x.shape)):
@@ -51,13 +62,21 @@ def _clip(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
 
 
 @lowers(
-    nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.Softplus
+    nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU, nn.ELU, nn.Softplus,
+    nn.CELU, nn.SELU, nn.LogSigmoid,
 )  # fmt: skip
 def _pointwise(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
-    return g.pointwise(x, module)
+    return g.pointwise(x, lambda v: module(v.clone()))  # which may work in place
 
 
-@lowers(nn.BatchNorm1d, nn.BatchNorm2d)
+class CalledBatchNorm(nn.BatchNorm1d):
+    """``F.batch_norm`` by running statistics, of any shape."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+@lowers(nn.BatchNorm1d, nn.BatchNorm2d, CalledBatchNorm)
 def _batch_norm(g: GraphBuilder, module: nn.BatchNorm1d, x: Value) -> Value:
     if module.running_mean is None or module.running_var is None:
         raise g.error("batch norm without running statistics; use track_running_stats=True")
@@ -140,53 +159,3 @@ def _require_map(g: GraphBuilder, x: Value) -> None:
 def _pair(value: Any) -> tuple[int, int]:
     first, second = np.broadcast_to(value, (2,))
     return int(first), int(second)
-
-
-# ---- calls: functions and methods --------------------------------------------------------------------------------
-
-
-def _flat(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
-    return nn.Flatten(start_dim, end_dim)
-
-
-def _clamp(min: float | None = None, max: float | None = None) -> nn.Module:
-    return nn.Hardtanh(-math.inf if min is None else min, math.inf if max is None else max)
-
-
-def _max(
-    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> nn.Module:  # fmt: skip
-    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-
-
-def _mean(dim: int | Sequence[int], keepdim: bool = False) -> nn.Module:
-    dims = {d % 4 for d in ([dim] if isinstance(dim, int) else dim)}
-    if dims != {2, 3}:
-        raise TypeError("only the mean over height and width can be exported")
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Identity() if keepdim else nn.Flatten())
-
-
-MODULE_OF: dict[Any, Callable[..., nn.Module]] = {
-    **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU),
-    F.relu6: nn.ReLU6,
-    **dict.fromkeys((F.hardtanh, F.hardtanh_), nn.Hardtanh),
-    **dict.fromkeys((torch.clamp, "clamp", "clamp_"), _clamp),
-    F.gelu: nn.GELU,
-    F.silu: nn.SiLU,
-    F.hardswish: nn.Hardswish,
-    F.hardsigmoid: nn.Hardsigmoid,
-    F.leaky_relu: nn.LeakyReLU,
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), nn.Sigmoid),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), nn.Tanh),
-    **dict.fromkeys((F.dropout, F.dropout2d, "contiguous"), lambda *args, **options: nn.Identity()),
-    **dict.fromkeys((torch.flatten, "flatten"), _flat),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max),
-    F.avg_pool2d: nn.AvgPool2d,
-    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
-    **dict.fromkeys((torch.mean, "mean"), _mean),
-}
-"""Calls ``f(x, …)`` and methods ``x.f(…)``: the module of the same meaning, from the arguments behind the value."""
-
-ADDITIONS = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-CONCATENATIONS = frozenset({torch.cat, torch.concat, torch.concatenate})

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from bitcore.errors import BitLabError
 from bitcore.graph import Graph, GraphBuilder, Value
 from bitcore.quantizers import FromValues, Quantizer
 from bitcore.quantizers.ranges import Unit
-from bitexport.lowerings import ADDITIONS, CONCATENATIONS, LOWERINGS, MODULE_OF
+from bitexport.calls import ARITHMETIC, CONCATENATIONS, MODULE_OF, NEGATIONS
+from bitexport.lowerings import LOWERINGS
+from bitexport.shapes import QUESTIONS, SHAPES, Sizes, View, sizes_of
 from bitlayers.base import BitLayer
 from bitlayers.modes import evaluating
+from bitlayers.tracing import Tracer, name_of, place_of
 
 _STATISTICS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
+_LOWERING = ("lower", "add_to_graph")  # methods of bit layers that go with their forward
 _RANGES = 8  # a value is expected within so many times the range of the layer that reads it
-_BATCH = "batch"  # stands for the batch's size in shapes
+_REMEDY = "use one that has, such as ReLU, BatchNorm2d or AvgPool2d (docs/numbers.md lists them), or compute it outside"
 
 
 def lower(model: nn.Module, input_shape: tuple[int, ...], info: dict[str, Any] | None = None) -> Graph:
@@ -42,14 +46,15 @@ class _Lowering:
     """One run over the operations of a traced model."""
 
     def __init__(self, model: nn.Module, g: GraphBuilder) -> None:
-        self.model = nn.Sequential(model) if isinstance(model, BitLayer) or type(model) in LOWERINGS else model
         self.g = g
+        self.model = nn.Sequential(model) if isinstance(model, BitLayer) or type(model) in LOWERINGS else model
         self.values: dict[fx.Node, Any] = {}  # of shapes, tuples and numbers
 
     def run(self, info: dict[str, Any]) -> Graph:
         """Lowers every operation."""
-        for node in _trace(self.model).nodes:
-            self.g.layer = _layer(node)
+        self.g.layer = type(self.model).__name__
+        for node in _trace(_plain(self.g, self.model)).nodes:
+            self.g.layer = place_of(node)
             if node.op == "output":
                 return self._finish(node, info)
             value = self._lower(node)
@@ -62,37 +67,45 @@ class _Lowering:
     def _finish(self, node: fx.Node, info: dict[str, Any]) -> Graph:
         if not isinstance(node.args[0], fx.Node):
             raise self.g.error("several outputs; only models of one output can be exported")
-        return self.g.finish(self.values[node.args[0]], info)
+        result = self.values[node.args[0]]
+        if not isinstance(result, Value):
+            raise self.g.error("the model must end in a linear layer with one vector of outputs a sample")
+        return self.g.finish(result, info)
 
     def _lower(self, node: fx.Node) -> Any:
-        g = self.g
         if node.op == "placeholder":
             if self.values:
-                raise g.error("a second input; only models of one input can be exported")
-            return g.source()
+                raise self.g.error("a second input; only models of one input can be exported")
+            return self.g.source()
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            return getattr(self.model.get_submodule(owner), name)
         known: Any = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
-        args, options = known
-        values = [arg for arg in args if isinstance(arg, Value)]
-        if node.op == "call_module" and len(args) == len(values) == 1 and not options:
-            return self._module(self.model.get_submodule(str(node.target)), values[0])
-        if node.target in ADDITIONS and len(args) == len(values) == 2 and not options:
-            return g.add(*values, span=self._expected(node))
-        if node.target in CONCATENATIONS and _is_concatenation(*args, **options):
-            return g.concat(*args[0])
-        if node.target in MODULE_OF and len(values) == 1 and args[0] is values[0]:
-            return self._call(node, *args, **options)
-        shape = self._shape(node, args, options)
-        if shape is not None:
-            return shape
-        raise g.error(f"'{_name(node.target)}' has no integer operation; there are: {_known()}")
+        args, options = _positional(*known)
+        try:
+            return self._operation(node, args, options)
+        except (TypeError, AssertionError, ValueError, IndexError) as error:
+            problem = f"'{name_of(node.target)}' with arguments that integer graphs do not know: {error}"
+            raise self.g.error(problem) from error
 
-    def _module(self, module: nn.Module, x: Value) -> Value:
-        if isinstance(module, BitLayer):
-            return module.lower(self.g, x)
+    def _operation(self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if node.op != "call_module":
+            return self._call(node, args, options)
+        if len(args) != 1 or options or not isinstance(args[0], (Value, View)):
+            raise self.g.error("it is called with something else than one value")
+        return self._module(_plain(self.g, self.model.get_submodule(str(node.target))), args[0])
+
+    def _module(self, module: nn.Module, x: Value | View) -> Any:
+        if isinstance(module, nn.Flatten):
+            return self._shaped(x, SHAPES["flatten"](sizes_of(x), module.start_dim, module.end_dim))
         if isinstance(module, nn.Sequential):
             for part in module:
                 x = self._module(part, x)
             return x
+        if isinstance(x, View):
+            raise self.g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps")
+        if isinstance(module, BitLayer):
+            return module.lower(self.g, x)
         if type(module) in LOWERINGS:
             return LOWERINGS[type(module)](self.g, module, x)
         kind = type(module).__name__
@@ -102,36 +115,39 @@ class _Lowering:
             raise self.g.error(
                 f"{kind} needs each sample's own statistics, in real numbers; use batch norm to export it"
             )
-        raise self.g.error(f"{kind} has no integer operation; there are: {_known()}")
+        raise self.g.error(f"{kind} has no integer operation; {_REMEDY}")
 
-    def _call(self, node: fx.Node, x: Value, *args: Any, **options: Any) -> Value:
-        """Lowers a function or method as the module of the same meaning."""
-        options = {name: value for name, value in options.items() if name not in ("training", "inplace")}
-        try:
-            module = MODULE_OF[node.target](*args, **options)
-        except TypeError as error:
-            raise self.g.error(
-                f"'{_name(node.target)}' with arguments that integer graphs do not know: {error}"
-            ) from error
-        return self._module(module, x)
-
-    def _shape(self, node: fx.Node, args: Any, options: dict[str, Any]) -> Any:
-        """Follows what asks for shapes, and the views that flatten by them; ``None`` for anything else."""
+    def _call(self, node: fx.Node, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Lowers a function or method: arithmetic, shapes, or as the module of the same meaning."""
+        g, target = self.g, node.target
+        question = args[1] if target is getattr else target
         x = args[0] if args else None
-        if isinstance(x, Value):
-            sizes = (_BATCH, *x.shape)
-            if node.target is getattr and args[1] == "shape":
-                return sizes
-            if node.target == "size":
-                dims = [*args[1:], *options.values()]
-                return sizes[dims[0]] if dims else sizes
-            if node.target in ("view", "reshape", torch.reshape):
-                wanted = tuple(args[1]) if isinstance(args[1], (tuple, list)) else tuple(args[1:])
-                if len(wanted) == 2 and wanted[0] in (_BATCH, -1) and wanted[1] != _BATCH:
-                    return self.g.flatten(x)
-        elif isinstance(x, tuple) and node.target is operator.getitem:
-            return x[args[1]]
-        return None
+        if _is_python(node, args):
+            return target(*args, **options)  # type: ignore[operator]
+        if isinstance(x, (Value, View)) and question in QUESTIONS:
+            return QUESTIONS[question](sizes_of(x), *args[2 if target is getattr else 1 :], **options)
+        if isinstance(x, (Value, View)) and target in SHAPES:
+            return self._shaped(x, SHAPES[target](sizes_of(x), *args[1:], **options))
+        if target in CONCATENATIONS and _is_concatenation(*args, **options):
+            return g.concat(*args[0])
+        if any(isinstance(arg, View) for arg in args):
+            raise g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps")  # type: ignore[union-attr]
+        if target in NEGATIONS:
+            return ARITHMETIC["mul"](g, x, -1, math.inf)
+        if target in ARITHMETIC and len(args) == 2 and not options and any(isinstance(arg, Value) for arg in args):
+            return ARITHMETIC[target](g, *args, span=self._expected(node))
+        if target == "copy_" and all(isinstance(arg, Value) for arg in args) and len({arg.shape for arg in args}) == 1:
+            return args[1]
+        if target in MODULE_OF and isinstance(x, Value):
+            return self._module(MODULE_OF[target](*args[1:], **options), x)
+        raise g.error(f"'{name_of(target)}' has no integer operation; {_REMEDY}")
+
+    def _shaped(self, x: Value | View, sizes: Sizes) -> Value | View:
+        """The same values in another shape."""
+        value, shape = x.value if isinstance(x, View) else x, sizes[1:]
+        if shape == value.shape:
+            return value
+        return self.g.flatten(value) if len(shape) == 1 else View(value, shape)
 
     def _expected(self, node: fx.Node) -> float:
         """The largest magnitude to be expected of a value: a multiple of the ranges of the layers that read it."""
@@ -152,7 +168,7 @@ class _Lowering:
 
     def _needs_grid(self, node: fx.Node) -> bool:
         """Whether several operations read a value, which would then have to stay in int32."""
-        users = [user for user in node.users if user.target not in (getattr, "size")]
+        users = [user for user in node.users if user.target not in (getattr, *QUESTIONS)]
         return len(users) > 1 and len({self._quantizer(user) for user in users}) > 1
 
     def _quantizer(self, user: fx.Node) -> Any:
@@ -170,34 +186,57 @@ def _signature(quantizer: Quantizer) -> Any:
     return name, float(codes.scale), None if codes.shift is None else float(codes.shift)
 
 
-def _is_concatenation(x: Any, dim: int = 0) -> bool:
-    return isinstance(x, (list, tuple)) and all(isinstance(v, Value) for v in x) and dim in (1, -len(x[0].shape))
+def _positional(args: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Puts the operands that are given by name in front, as ``torch.cat(tensors=[x, y])`` and ``layer(input=x)`` do."""
+    named = ("input", "tensors", "x", "other") if not args else ("other",)
+    first = [name for name in named if name in options]
+    rest = {name: value for name, value in options.items() if name not in first}
+    return (*args, *(options[name] for name in first)), rest
 
 
-def _layer(node: fx.Node) -> str:
-    """Names an operation: a module by its path, anything else by its own name behind the path of its module."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-    return f"{stack[-1]}.{_name(node.target)}" if stack else node.name
+def _is_python(node: fx.Node, args: tuple[Any, ...]) -> bool:
+    """Whether Python's operators compute it of sizes and numbers alone."""
+    found: list[Any] = []
+    map_aggregate(args, found.append)
+    plain = not any(isinstance(arg, (Value, View, Tensor)) for arg in found)
+    return plain and getattr(node.target, "__module__", "") == "_operator"
 
 
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+def _is_concatenation(x: Any, dim: int = 0, *, axis: int | None = None) -> bool:
+    dim = dim if axis is None else axis
+    values = isinstance(x, (list, tuple)) and bool(x) and all(isinstance(v, Value) for v in x)
+    return values and dim in (1, -len(x[0].shape))
 
 
-def _known() -> str:
-    return ", ".join(["bit layers", *sorted(kind.__name__ for kind in LOWERINGS), "additions and concatenations"])
+def _plain(g: GraphBuilder, module: nn.Module) -> nn.Module:
+    """Returns a module that computes what its type says.
+
+    Raises:
+        BitLabError: Hooks, or a forward of the instance or of a subclass, which a graph would leave out.
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise g.error("it has forward hooks, which integer graphs leave out; remove them (handle.remove())")
+    if "forward" in vars(module):
+        raise g.error("its forward was replaced on the instance; integer graphs leave that out; remove it")
+    kinds = type(module).__mro__
+    first = {name: next(i for i, k in enumerate(kinds) if name in vars(k)) for name in ("forward", *_LOWERING)
+             if hasattr(module, name)}  # fmt: skip
+    if isinstance(module, BitLayer) and first["forward"] < min(first[name] for name in _LOWERING):
+        kind = kinds[first["forward"]].__name__
+        raise g.error(f"{kind} has a forward of its own; put what it adds to the bit layer into a module around it")
+    return module
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (BitLayer, *_STATISTICS)) or type(m) in LOWERINGS
+        known = isinstance(m, _STATISTICS) or type(m) in LOWERINGS
         return known or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> fx.Graph:
     try:
-        return _Tracer().trace(model)
+        return _Tracer().functional(model)
+    except BitLabError:
+        raise
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
         raise BitLabError(f"the model's forward cannot be traced: {error}") from error

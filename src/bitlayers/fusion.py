@@ -14,8 +14,8 @@ from bitlayers.base import BitLayer
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitlinear import BitLinear
 from bitlayers.copying import M, owned
-from bitlayers.flow import Tracer
 from bitlayers.folding import fold
+from bitlayers.tracing import Tracer
 
 _BIT = (BitLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
 _FLOAT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -118,7 +118,7 @@ def _problem(layer: nn.Module, norm: nn.Module) -> str:
 def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The pairs in which the layer's output goes to the batch norm alone, both called once."""
     try:
-        nodes = Tracer().trace(model).nodes
+        nodes = Tracer().functional(model).nodes
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
         raise BitLabError(
             f"the model's forward cannot be traced ({error}); give pairs=[('conv1', 'bn1'), …]"

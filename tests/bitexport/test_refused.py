@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from bitcore.errors import BitLabError
 from bitcore.presets import PRESETS
 from bitexport import lower
 from bitexport.lowerings import LOWERINGS
+from bitlayers import BitLinear
 from bitlayers.convert import quantize
 from networks import CONV_SHAPE, perceptron, with_ranges
 
@@ -49,6 +51,37 @@ class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         return self.a(x) + self.b(x)
+
+
+def hooked(name: str) -> nn.Module:
+    model = quantize(Forward(lambda m, x: m.fc2(m.fc1(x))), STATIC)
+    model.get_submodule(name).register_forward_hook(lambda _module, _inputs, y: y.relu())
+    return model
+
+
+def replaced() -> nn.Module:
+    model = quantize(Forward(lambda m, x: m.fc2(m.fc1(x))), STATIC)
+    layer: nn.Module = model.get_submodule("fc1")
+    forward = layer.forward
+    layer.forward = lambda x: forward(x).relu()  # type: ignore[method-assign]
+    return model
+
+
+class Squared(BitLinear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square()
+
+
+def _assigns_data(model: Forward, x: Tensor) -> Tensor:
+    h = model.fc1(x)
+    h.data = h.relu()
+    return model.fc2(h)
+
+
+def _changes_part(model: Forward, x: Tensor) -> Tensor:
+    h = model.fc1(x)
+    h[:, :12] += 1
+    return model.fc2(h)
 
 
 def sequence(*layers: nn.Module) -> nn.Module:
@@ -160,13 +193,13 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         lambda: perceptron(STATIC, activation=nn.Softsign),
         SHAPE,
         "act0",
-        "Softsign has no integer operation; there are: bit layers",
+        "Softsign has no integer operation; use one that has, such as ReLU",
     ),
     "unsupported function": (
         lambda: quantize(Forward(lambda m, x: m.fc2(torch.exp(m.fc1(x)))), STATIC),
         SHAPE,
         "exp",
-        "'exp' has no integer operation; there are: bit layers",
+        "'exp' has no integer operation; use one that has, such as ReLU",
     ),
     "unsupported arguments of a function": (
         lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x).clamp(wrong=1))), STATIC),  # type: ignore[call-overload]
@@ -216,18 +249,42 @@ REFUSED: dict[str, tuple[Model, tuple[int, ...], str, str]] = {
         "add",
         "of different shapes (3, 9, 8) and (3, 8, 8)",
     ),
-    "a sum with a number": (
-        lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x) + 1)), STATIC),
+    "a product of values": (
+        lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x) * m.fc1(x))), STATIC),
         SHAPE,
-        "add",
-        "'add' has no integer operation",
+        "mul",
+        "the other operand must be a number",
     ),
-    "a layer used twice": (
-        lambda: quantize(Forward(lambda m, x: m.fc1(m.fc1(x))), STATIC),
+    "a factor of 0": (
+        lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x) * 0)), STATIC),
         SHAPE,
-        "fc1",
-        "give each use a layer of its own",
+        "mul",
+        "a number other than 0",
     ),
+    "dropout in eval mode": (
+        lambda: quantize(Forward(lambda m, x: m.fc2(nn.functional.dropout(m.fc1(x)))), STATIC),
+        SHAPE,
+        "dropout",
+        "pass training=self.training",
+    ),
+    "a forward hook": (lambda: hooked("fc1"), SHAPE, "fc1", "remove them"),
+    "a forward hook of the whole model": (lambda: hooked(""), SHAPE, "Forward", "remove them"),
+    "a forward of the instance": (lambda: replaced(), SHAPE, "fc1", "was replaced on the instance"),
+    "a bit layer's own forward": (lambda: nn.Sequential(Squared(24, 3)), SHAPE, "0", "a module around it"),
+    "a part of a value": (
+        lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x)[:, :12])), STATIC),
+        SHAPE,
+        "getitem",
+        "a part of a value",
+    ),
+    "a view of another batch": (
+        lambda: quantize(Forward(lambda m, x: m.fc2(m.fc1(x).view(-1, 12))), STATIC),
+        SHAPE,
+        "view",
+        "does not hold the 24 values of a sample",
+    ),
+    "an assignment of data": (lambda: quantize(Forward(_assigns_data), STATIC), SHAPE, "fc1", "make a new value"),
+    "a change of a part": (lambda: quantize(Forward(_changes_part), STATIC), SHAPE, "iadd", "let it return a new"),
     "two inputs": (lambda: quantize(TwoInputs(), STATIC), SHAPE, "y", "only models of one input"),
     "two outputs": (
         lambda: quantize(Forward(lambda m, x: (m.fc1(x), m.fc2(x))), DYNAMIC),  # type: ignore[arg-type, return-value]
@@ -385,7 +442,15 @@ def test_control_flow_on_values_is_refused() -> None:
         lower(model, SHAPE)
 
 
-def test_modules_that_lower_are_named_in_the_error() -> None:
+def test_the_document_names_all_that_lowers() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "numbers.md").read_text()
+    missing = [
+        kind.__name__ for kind in LOWERINGS if kind.__module__.startswith("torch") and f"`{kind.__name__}`" not in text
+    ]
+    assert not missing
+
+
+def test_the_remedy_comes_first_and_the_message_is_short() -> None:
     with pytest.raises(BitLabError) as caught:
         lower(nn.Sequential(nn.Softmax(1)), SHAPE)
-    assert all(kind.__name__ in str(caught.value) for kind in LOWERINGS)
+    assert len(str(caught.value)) < 200

@@ -9,7 +9,6 @@ grid of at most 16 bits (`GraphBuilder.materialize`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,16 +23,13 @@ from bitcore.graph.fixed_point import (
     power_of_two_above,
 )
 from bitcore.graph.graph import Graph, InputSpec
-from bitcore.graph.lookup import useful_interval
-from bitcore.graph.nodes import NodeBuilder
+from bitcore.graph.grids import GridBuilder
+from bitcore.graph.nodes import INPUT, OUTPUT
 from bitcore.graph.ops import (
-    Add,
-    Concat,
     Conv2d,
     Flatten,
     Ints,
     Linear,
-    Lookup,
     MaxPool2d,
     NormShift,
     Op,
@@ -46,14 +42,12 @@ from bitcore.graph.values import Function, Value
 from bitcore.quantizers import SCALERS, FromValues, Quantizer
 
 _THRESHOLD_LEVELS = 16  # formats up to 4 bits become thresholds: exact, and no multiplication
-_GRID = 2**14 - 2  # magnitude of materialized integers: two of them, rounded up, sum up within int16
-_SUM = 2**15 - 8  # and of their sums
 _OUTPUT = 2**30  # of outputs whose channels have scales of their own
 
 Pair = tuple[int, int]
 
 
-class GraphBuilder(NodeBuilder):
+class GraphBuilder(GridBuilder):
     """Collects nodes while the layers of a model lower themselves.
 
     Args:
@@ -116,10 +110,10 @@ class GraphBuilder(NodeBuilder):
             raise self.error("the network's input is quantized in two different ways; give both layers one config")
         self._input = spec
         scale = spec.scale if spec.scale is not None else 1.0
-        value = Value.of_codes("input", spec.type, scale, spec.scale is None, "input")
+        value = Value.of_codes(INPUT, spec.type, scale, spec.scale is None, INPUT)
         if x.type.shape == spec.shape:
             return value
-        node = self._add(f"{self.layer}.flat", Flatten(), "input", scale=spec.scale)
+        node = self._add(self._free(f"{self.layer}.flat"), Flatten(), INPUT, scale=spec.scale)
         return replace(value, node=node.name, type=node.type)
 
     def _static_grid(self, quantizer: Quantizer) -> tuple[float, int]:
@@ -142,16 +136,6 @@ class GraphBuilder(NodeBuilder):
         alone = x.scale.size == 1 and x.offset.size == 1 and not is_power_of_two(x.scale / scale)
         free = not any(node.op.multiplications(node.type) for node in self._nodes.values())
         return pooled and alone and free and fmt.step == 1 and is_power_of_two(scale)
-
-    def _lookup(self, x: Value, results: Function, scale: float, name: str) -> Value:
-        """Adds a table of ``results(real value)``, behind a requantization to the 256 points that matter to them."""
-        function = x.function
-        assert function is not None
-        begin, step = useful_interval(lambda t: results(function(t)), x.bounds, is_power_of_two(x.scale))
-        points = self._requantize(replace(x, offset=x.offset - begin), step, 0, 255)
-        node = self._add(self._free(x.layer), points, x.node)
-        table = results(function((begin + step * torch.arange(256, dtype=torch.float64)).clamp(x.low, x.high).float()))
-        return self._append(replace(x, node=node.name), name, Lookup(table.numpy().astype(np.int64)), scale)
 
     def _normshift(self, x: Value, quantizer: Quantizer) -> Value:
         """Dynamic power-of-two quantization of whole samples is a shift by the sample's own maximum."""
@@ -179,78 +163,8 @@ class GraphBuilder(NodeBuilder):
             raise self.error(f"dynamic activations of {fmt.name}; use an integer format such as int8 or uint8")
         if not fmt.signed and x.low != 0:
             raise self.error(f"dynamic activations of {fmt.name} without a ReLU; put a ReLU before it or use int8")
-        node = self._add(f"{self.layer}.input", NormShift(fmt.high, x.low == 0), x.node)
+        node = self._add(self._free(f"{self.layer}.input"), NormShift(fmt.high, x.low == 0), x.node)
         return Value.of_codes(node.name, node.type, 1.0, True, x.layer)
-
-    # ---- from real values to a common grid -----------------------------------------------------------------------
-
-    def materialize(self, x: Value, step: float | None = None) -> Value:
-        """Returns the value as integers that stand for it as it is: multiples of one step, with no clip or function.
-
-        Args:
-            x: The value.
-            step: What one integer counts; by default a power of two that gives the value 14 or 15 bits (sign included;
-                see `Value.bounds`), never less than what its own integers resolve.
-        """
-        if x.node is None:
-            raise self.error("an operation on the unquantized input; put a bit layer before it")
-        if x.step is not None and (step is None or (step == x.step and x.type.largest * step <= x.span)):
-            return x
-        if x.function is not None:
-            return self._materialize_function(x, step)
-        low, high = x.bounds
-        if step is None:
-            step = max(power_of_two_above(x.largest / _GRID), x.resolution)
-        limits = math.floor(low / step), math.ceil(high / step)
-        name = self._free(f"{x.layer}.grid" if x.pending else x.layer)  # what is pending has the layer's own name
-        return self._append(x, name, self._requantize(x, step, *limits), step)
-
-    def _materialize_function(self, x: Value, step: float | None) -> Value:
-        assert x.function is not None
-        if step is None:
-            low, high = x.bounds
-            largest = x.function(torch.linspace(low, high, 2**12)).abs().max()
-            step = power_of_two_above(float(largest) / _GRID)
-        grid = step
-        return self._lookup(x, lambda real: round_half_even(real / grid), grid, self._free(f"{x.layer}.table"))
-
-    def add(self, *x: Value, span: float = math.inf) -> Value:
-        """Adds a sum of real values (a residual connection).
-
-        Args:
-            x: The values.
-            span: The largest magnitude that is to be expected of the sum; ``inf`` if unknown.
-        """
-        largest = self._magnitudes(x, "an addition")
-        if len(x) == 2:  # what is added to the one cannot be larger than the other and the sum together
-            x = tuple(v.within(span + other) for v, other in zip(x, largest[::-1], strict=True))
-            largest = self._magnitudes(x, "an addition")
-        if len({value.shape for value in x}) > 1:
-            shapes = " and ".join(map(str, dict.fromkeys(value.shape for value in x)))
-            raise self.error(f"an addition of different shapes {shapes}; integer graphs add tensors of one shape")
-        return self._joined(Add(), x, sum(largest), span)
-
-    def concat(self, *x: Value) -> Value:
-        """Puts values one behind the other, along the channels."""
-        largest = self._magnitudes(x, "a concatenation")
-        return self._joined(Concat(), x, max(largest), max(largest))
-
-    def _magnitudes(self, x: Sequence[Value], what: str) -> list[float]:
-        """Returns how large the operands are."""
-        if any(value.node is None for value in x):
-            raise self.error(f"{what} of the unquantized input; put a bit layer before it")
-        if any(value.relative for value in x):
-            raise self.error(f"{what} behind a dynamic activation scale; use activation_scale=tracked or learned")
-        return [value.largest if value.function is None else self.materialize(value).largest for value in x]
-
-    def _joined(self, op: Op, x: Sequence[Value], needed: float, span: float) -> Value:
-        """Adds an operation on one grid: exact for all operands, or as coarse as one that is on a grid."""
-        resolution = min(value.resolution for value in x)
-        steps = [resolution] if resolution else [value.step or 0 for value in x]
-        step = max(*steps, power_of_two_above(needed / _SUM))
-        sources = [self.materialize(value, step).node for value in x]
-        node = self._add(self._free(self.layer), op, *sources, scale=step)
-        return replace(Value.of_codes(node.name, node.type, step, False, self.layer), span=span)
 
     # ---- operations ----------------------------------------------------------------------------------------------
 
@@ -274,7 +188,7 @@ class GraphBuilder(NodeBuilder):
         return self._accumulate(op, x, scale, real)
 
     def _accumulate(self, op: Op, x: Value, scale: Reals, real: Function) -> Value:
-        node = self._add(self.layer, op, x.node)
+        node = self._add(self._free(self.layer), op, x.node)
         codes = Value.of_codes(node.name, node.type, 1.0, x.relative, self.layer)
         return replace(codes, scale=scale, real=real)
 
@@ -315,7 +229,7 @@ class GraphBuilder(NodeBuilder):
         if x.function is not None or (any(isinstance(op, MaxPool2d) for _, op in x.pending) and np.any(x.scale <= 0)):
             return self.materialize(x)
         for name, op in x.pending:
-            node = self._add(name, op, x.node)
+            node = self._add(self._free(name), op, x.node)
             if isinstance(op, Flatten):
                 x = x.flattened()
             x = replace(x, node=node.name, type=node.type)
@@ -335,15 +249,19 @@ class GraphBuilder(NodeBuilder):
             raise self.error("batch norm on the unquantized input; put it behind a linear layer")
         if not (np.isfinite(gain).all() and np.isfinite(offset).all()):
             raise self.error("its statistics or weights are NaN or infinite; the training diverged")
-        if x.relative:
+        factor = gain.size == offset.size == 1 and gain[0] > 0  # which keeps order and sign
+        if x.relative and not (factor and offset[0] == 0):
             raise self.error("batch norm behind a dynamic activation scale; use activation_scale=tracked or learned")
-        if x.low != -math.inf or x.high != math.inf or x.function is not None:
+        if x.function is not None or not (factor or (x.low == -math.inf and x.high == math.inf)):
             x = self.materialize(x)
         pools = any(isinstance(op, MaxPool2d) for _, op in x.pending)
         if any(isinstance(op, Flatten) for _, op in x.pending) or (pools and np.any(gain <= 0)):
             x = self._resolved(x)
         if span == math.inf:
             span = x.largest * float(np.abs(gain).max()) + float(np.abs(offset).max())
+        if factor:
+            low, high = (limit * float(gain[0]) + float(offset[0]) for limit in (x.low, x.high))
+            x = replace(x, low=low, high=high)
         changes = {"scale": x.scale * gain, "offset": x.offset * gain + offset, "span": span, "layer": self.layer}
         return x.then(real, **changes)
 
@@ -374,19 +292,21 @@ class GraphBuilder(NodeBuilder):
 
     def finish(self, x: Value, info: dict[str, Any]) -> Graph:
         """Returns the graph whose output is ``x``, as int32 on one common grid so that outputs can be compared."""
-        self.layer = "output"
+        self.layer = OUTPUT
         if x.node is None or self._input is None or len(x.shape) != 1:
             raise self.error("the model must end in a linear layer with one vector of outputs a sample")
         if x.function is not None:
             raise self.error("the model must end in a linear layer, not in an activation function other than a clip")
         x = self._resolved(x)
-        scale = float(x.scale[0])
+        scale, name = float(x.scale[0]), x.node
         if np.any(x.scale != scale) or scale <= 0 or np.any(x.offset != 0) or x.low != -math.inf or x.high != math.inf:
             ends = np.abs(x.scale) * x.type.largest + np.abs(x.offset)
             scale = max(power_of_two_above(float(ends.max()) / _OUTPUT), x.resolution)
             low, high = (int(np.clip(v / scale, *INT32)) for v in (x.low, x.high))
-            self._add("output", self._requantize(x, scale, low, high, OUTPUT_BITS), x.node)
-        graph = Graph(self._input, tuple(self._nodes.values()), None if x.relative else scale, info)
+            name = self._add(OUTPUT, self._requantize(x, scale, low, high, OUTPUT_BITS), x.node).name
+        nodes = list(self._nodes.values())
+        last = next(i for i, node in enumerate(nodes) if node.name == name)  # what follows has no reader
+        graph = Graph(self._input, tuple(nodes[: last + 1]), None if x.relative else scale, info)
         return bring_together(eliminate_dead(graph))
 
 

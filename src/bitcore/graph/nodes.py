@@ -12,16 +12,21 @@ from bitcore.graph.graph import InputSpec, Node
 from bitcore.graph.ops import Op, Requantize
 from bitcore.graph.values import Value
 
+INPUT, OUTPUT = "input", "output"  # the graph's own names
+
 
 class NodeBuilder:
     """Adds nodes, each name once and each result once.
+
+    Names only tell nodes apart: whatever a model calls its layers, none gets a name of the graph's own (`INPUT`,
+    `OUTPUT`, and ``scratch of …``, as targets call memory), or one that is taken.
 
     Attributes:
         layer: The layer being lowered: it names nodes and errors.
     """
 
     def __init__(self) -> None:
-        self.layer = "input"
+        self.layer = INPUT
         self._nodes: dict[str, Node] = {}
         self._input: InputSpec | None = None
 
@@ -30,15 +35,16 @@ class NodeBuilder:
         return BitLabError(f"layer '{self.layer}': {message}")
 
     def _add(self, name: str, op: Op, *sources: str | None, scale: float | None = None) -> Node:
-        """Adds a node whose results count ``scale``, or returns the one that computes the same of the same."""
+        """Adds a node whose results count ``scale``, or returns the one that computes the same of the same.
+
+        Its name is one that is `_free`, or the graph's own.
+        """
         inputs = tuple(source for source in sources if source is not None)
         if len(inputs) < len(sources):
             raise self.error("its input was never quantized")
         for node in self._nodes.values():
             if node.inputs == inputs and _same(node.op, op):
                 return node
-        if name in self._nodes:
-            raise self.error("it is used twice; give each use a layer of its own")
         assert self._input is not None
         types = [self._nodes[i].type if i in self._nodes else self._input.type for i in inputs]
         try:
@@ -50,13 +56,13 @@ class NodeBuilder:
 
     def _free(self, name: str) -> str:
         """Returns a name that no node has yet: this one, or numbered."""
-        names = (name, *(f"{name}.{i}" for i in range(2, len(self._nodes) + 3)))
-        return next(n for n in names if n not in self._nodes)
+        names = (name, *(f"{name}.{i}" for i in range(2, len(self._nodes) + 5)))
+        return next(n for n in names if n not in (INPUT, OUTPUT, *self._nodes) and not n.startswith("scratch of "))
 
     def _append(self, x: Value, name: str, op: Op, scale: float) -> Value:
         """Adds what turns ``x`` into integers that count ``scale``, then what is pending."""
         known = None if x.relative else scale
-        node = self._add(name, op, x.node, scale=known)
+        node = self._add(self._free(name), op, x.node, scale=known)
         for pending_name, pending in x.pending:
             node = self._add(self._free(pending_name), pending, node.name, scale=known)
         return Value.of_codes(node.name, node.type, scale, x.relative, x.layer)

@@ -117,6 +117,6 @@ class Value:
         """What the integers count where they stand for the real values as they are, without int32; else ``None``."""
         plain = self.low == -math.inf and self.high == math.inf and self.function is None and not self.pending
         narrow = self.type.storage != "int32"
-        if plain and narrow and self.scale.size == 1 and self.offset.size == 1 and not self.offset[0]:
+        if plain and narrow and self.scale.size == self.offset.size == 1 and self.scale[0] > 0 and not self.offset[0]:
             return float(self.scale[0])
         return None
