@@ -73,7 +73,8 @@ def _batch_norm(
         raise TypeError("it needs each batch's own statistics; pass running ones, and training=self.training")
     norm = CalledBatchNorm(len(running_mean), eps, affine=False).eval()
     norm.running_mean, norm.running_var = running_mean, running_var
-    norm.weight, norm.bias = (None if p is None else nn.Parameter(p.detach()) for p in (weight, bias))
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        norm.register_parameter(name, None if parameter is None else nn.Parameter(parameter.detach()))
     return norm
 
 

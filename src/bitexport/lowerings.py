@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitcore.graph import GraphBuilder, Value
 from bitlayers.activations import RPReLU, RSign
 from bitlayers.folding import affine_of
+from bitlayers.fusion import FusedNorm
 
 Lowering = Callable[[GraphBuilder, Any, Value], Value]
 LOWERINGS: dict[type[nn.Module], Lowering] = {}
@@ -29,7 +30,7 @@ def lowers(*kinds: type[nn.Module]) -> Callable[[Lowering], Lowering]:
     return register
 
 
-@lowers(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+@lowers(nn.Identity, FusedNorm, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 def _nothing(g: GraphBuilder, module: nn.Module, x: Value) -> Value:
     return x
 

@@ -49,7 +49,7 @@ def _flatten(sizes: Sizes, start_dim: int = 0, end_dim: int = -1) -> Sizes:
 
 
 def _view(sizes: Sizes, *shape: Any) -> Sizes:
-    wanted = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+    wanted: Sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
     if wanted[:1] not in ((BATCH,), (-1,)) or not all(isinstance(size, int) for size in wanted[1:]):
         raise TypeError("the batch must stay the first dimension: x.view(x.size(0), …)")
     count, rest = math.prod(sizes[1:]), list(wanted[1:])

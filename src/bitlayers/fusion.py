@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitcore.errors import BitLabError
 from bitlayers.base import BitLayer
 from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
-from bitlayers.bitlinear import BitLinear
+from bitlayers.bitlinear import BitLinear, BitTransposedLinear
 from bitlayers.copying import M, owned
 from bitlayers.folding import fold
 from bitlayers.tracing import Tracer
 
-_BIT = (BitLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
+_BIT = (BitLinear, BitTransposedLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
 _FLOAT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by the weight's dimensions
+
+
+class FusedNorm(nn.Identity):
+    """Stands where a batch norm stood that is part of the layer before it now.
+
+    Args:
+        ndim: Dimensions of the tensors in which the layer's channels are those of the norm. Of tensors ``[B, tokens,
+            features]``, for instance, the norm was over tokens, which no weight can do.
+    """
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``x``."""
+        if x.ndim != self.ndim:
+            raise BitLabError(
+                f"a batch norm that was fused with the layer before it gets a tensor of shape {tuple(x.shape)}, whose "
+                "dimension 1, which it normalized, is not the layer's outputs; leave this norm out: fuse with pairs=[…]"
+            )
+        return x
 
 
 def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, inplace: bool = False) -> M:
     """Returns a copy of the model with every batch norm folded into the layer in front, by its running statistics.
 
-    ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes an `nn.Identity`. Float layers compute the same
-    as before, to the last few bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a
+    ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes a `FusedNorm`, an identity that refuses tensors
+    of which the norm would not have normalized the layer's outputs. Float layers compute the same as before, to the last
+    few bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a
     code changes. Other bit layers quantize the new weights anew: with one scale a layer they get other codes, so train
     them fused.
 
@@ -46,7 +71,7 @@ def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, 
             layer.batch_norm = norm.eval()
         else:
             _fold_float(layer, norm)
-        model.set_submodule(name, nn.Identity())
+        model.set_submodule(name, FusedNorm(layer.get_parameter("weight").ndim))
     for layer in model.modules():
         if isinstance(layer, BitLayer):
             layer.absorb_batch_norm()
@@ -77,7 +102,7 @@ def train_fused(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, inp
     for layer, name in _pairs(model, pairs):
         if isinstance(layer, BitLayer):
             layer.batch_norm = cast(_BatchNorm, model.get_submodule(name))
-            model.set_submodule(name, nn.Identity())
+            model.set_submodule(name, FusedNorm(layer.get_parameter("weight").ndim))
     return model
 
 
@@ -89,10 +114,14 @@ def trains_fused(model: nn.Module) -> bool:
 def _pairs(model: nn.Module, given: Sequence[tuple[str, str]] | None) -> list[tuple[nn.Module, str]]:
     """The layers, and the names of their batch norms."""
     names = list(_traced(model)) if given is None else list(given)
+    modules, seen = dict(model.named_modules(remove_duplicate=False)), set()
     for first, second in names:
         for name in (first, second):
-            if name not in dict(model.named_modules()):
+            if name not in modules:
                 raise BitLabError(f"there is no layer '{name}' in the model")
+            if modules[name] in seen:
+                raise BitLabError(f"'{name}' is in two pairs; a layer takes up one batch norm")
+            seen.add(modules[name])
         problem = _problem(model.get_submodule(first), model.get_submodule(second))
         if problem:
             raise BitLabError(f"'{first}' and '{second}' cannot be fused: {problem}")
@@ -101,7 +130,7 @@ def _pairs(model: nn.Module, given: Sequence[tuple[str, str]] | None) -> list[tu
 
 def _problem(layer: nn.Module, norm: nn.Module) -> str:
     """Why two modules are no pair; empty if they are."""
-    if not (isinstance(layer, _BIT) or type(layer) in _FLOAT):
+    if type(layer) not in (*_BIT, *_FLOAT):
         return f"{type(layer).__name__} is no layer that takes up a batch norm"
     if not isinstance(norm, _BatchNorm):
         return f"{type(norm).__name__} is no batch norm"
@@ -109,6 +138,10 @@ def _problem(layer: nn.Module, norm: nn.Module) -> str:
         return "the layer is packed; fuse before pack()"
     if layer._parameters.get("weight") is None:
         return "the layer's weight is computed (weight_norm, pruning); make it a plain parameter first"
+    if layer._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks:
+        return "there are forward hooks between them; remove them first (handle.remove())"
+    if type(norm) not in (_NORMS[layer.get_parameter("weight").ndim], nn.SyncBatchNorm):
+        return f"the dimension that {type(norm).__name__} normalizes is not that of the layer's outputs"
     if norm.running_mean is None:
         return "the batch norm has no running statistics; use track_running_stats=True"
     channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -116,7 +149,7 @@ def _problem(layer: nn.Module, norm: nn.Module) -> str:
 
 
 def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The pairs in which the layer's output goes to the batch norm alone, both called once."""
+    """The pairs in which the layer's output goes to the batch norm alone, both called once and read by nobody else."""
     try:
         nodes = Tracer().functional(model).nodes
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
@@ -124,11 +157,12 @@ def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
             f"the model's forward cannot be traced ({error}); give pairs=[('conv1', 'bn1'), …]"
         ) from error
     modules = dict(model.named_modules(remove_duplicate=False))
-    calls: dict[Any, int] = {}
+    calls: Counter[nn.Module] = Counter()
     for node in nodes:
         if node.op == "call_module":
-            module = modules[str(node.target)]
-            calls[module] = calls.get(module, 0) + 1
+            calls.update(modules[str(node.target)].modules())
+        if node.op == "get_attr":  # a weight that the model's own code reads, and would read fused
+            calls[modules[str(node.target).rpartition(".")[0]]] += 2
     for node in nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
@@ -144,5 +178,6 @@ def _fold_float(layer: Any, norm: _BatchNorm) -> None:
     weight, transposed = layer.weight, isinstance(layer, nn.ConvTranspose2d)
     rows = BitConvTranspose2d.rows(layer, weight) if transposed else weight
     rows, bias = fold(rows, layer.bias, norm)
-    weight.copy_(BitConvTranspose2d.unrows(layer, rows) if transposed else rows)
+    rows = BitConvTranspose2d.unrows(layer, rows) if transposed else rows
+    layer.weight = nn.Parameter(rows.contiguous(), weight.requires_grad)  # its own: other layers may share the old one
     layer.bias = nn.Parameter(bias)

@@ -116,7 +116,8 @@ class PackedStorage(nn.Module):
             return
         weight, bias = self.latent()
         self.batch_norm = None
-        self.weight.copy_(self.unrows(weight))
+        fused = torch.empty_like(self.weight).copy_(self.unrows(weight))
+        self.weight = nn.Parameter(fused, self.weight.requires_grad)  # its own: other layers may share the old one
         self.bias = nn.Parameter(bias.clone())  # type: ignore[union-attr]
 
     def _hold(self, data: Tensor, scale: Tensor) -> None:

@@ -77,7 +77,7 @@ class _Proxy(_InPlace, fx.Proxy):
     pass
 
 
-class _Attribute(_InPlace, Attribute):
+class _Attribute(_InPlace, Attribute):  # pyright: ignore[reportIncompatibleVariableOverride]
     pass
 
 
@@ -86,7 +86,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node."""
-        return isinstance(m, BitLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (BitLayer, nn.Identity)) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Returns what stands for a node's value in the model's code."""
