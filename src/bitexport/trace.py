@@ -103,7 +103,7 @@ class _Lowering:
                 x = self._module(part, x)
             return x
         if isinstance(x, View):
-            raise self.g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps")
+            raise self.g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps; flatten it")
         if isinstance(module, BitLayer):
             return module.lower(self.g, x)
         if type(module) in LOWERINGS:
@@ -131,7 +131,7 @@ class _Lowering:
         if target in CONCATENATIONS and _is_concatenation(*args, **options):
             return g.concat(*args[0])
         if any(isinstance(arg, View) for arg in args):
-            raise g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps")  # type: ignore[union-attr]
+            raise g.error(f"a value of shape {x.shape}; integer graphs take vectors and maps; flatten it")  # type: ignore[union-attr]
         if target in NEGATIONS:
             return ARITHMETIC["mul"](g, x, -1, math.inf)
         if target in ARITHMETIC and len(args) == 2 and not options and any(isinstance(arg, Value) for arg in args):
@@ -234,9 +234,14 @@ class _Tracer(Tracer):
 
 
 def _trace(model: nn.Module) -> fx.Graph:
+    """The operations that the output needs."""
     try:
-        return _Tracer().functional(model)
+        graph = _Tracer().functional(model)
     except BitLabError:
         raise
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
         raise BitLabError(f"the model's forward cannot be traced: {error}") from error
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+    return graph

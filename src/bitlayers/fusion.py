@@ -48,11 +48,11 @@ class FusedNorm(nn.Identity):
 def fuse_batchnorm(model: M, pairs: Sequence[tuple[str, str]] | None = None, *, inplace: bool = False) -> M:
     """Returns a copy of the model with every batch norm folded into the layer in front, by its running statistics.
 
-    ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes a `FusedNorm`, an identity that refuses tensors
-    of which the norm would not have normalized the layer's outputs. Float layers compute the same as before, to the last
-    few bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a
-    code changes. Other bit layers quantize the new weights anew: with one scale a layer they get other codes, so train
-    them fused.
+    ``W ← W γ/σ`` and ``b ← β + (b − μ) γ/σ``; the batch norm becomes a `FusedNorm`, an identity that refuses what the
+    norm would not have normalized by the layer's outputs. Float layers compute the same as before, to the last few
+    bits. So do bit layers that were trained with fused batch norm (`train_fused`): not a code changes. Other bit layers
+    quantize the new weights anew: with one scale a layer they get other codes, so train them fused. Pairs are layers
+    and norms that are called once, with nothing between; weights that other layers share stay as they are there.
 
     Args:
         model: Any model that torch.fx can trace.

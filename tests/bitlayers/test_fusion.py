@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,9 +16,9 @@ from bitcore.config import FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.presets import get_preset
 from bitexport.trace import lower
-from bitlayers import BitConv2d, BitLinear, quantize
+from bitlayers import BitConv2d, BitLinear, pack, quantize
 from bitlayers.base import BitLayer
-from bitlayers.fusion import fuse_batchnorm, train_fused, trains_fused
+from bitlayers.fusion import FusedNorm, fuse_batchnorm, train_fused, trains_fused
 from networks import CONV_SHAPE, convolutional, with_ranges
 
 STATIC = get_preset("mcu-4bitsym-static")
@@ -63,10 +64,8 @@ def test_fused_float_layers_compute_the_same() -> None:
         model(torch.randn(8, 2, 9, 8, dtype=torch.float64))
     x = torch.randn(3, 2, 9, 8, dtype=torch.float64)
     expected = model.eval()(x)
-    weight = model[0].weight
     assert fuse_batchnorm(model, inplace=True) is model
-    assert model[0].weight is weight
-    assert [type(model[i]) for i in (1, 4, 6, 9)] == [nn.Identity] * 4
+    assert [type(model[i]) for i in (1, 4, 6, 9)] == [FusedNorm] * 4
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -282,3 +281,97 @@ def test_held_scales_travel_with_the_state() -> None:
     assert torch.equal(other.eval()(x), layer.eval()(x))
     other.load_state_dict(quantize(nn.Sequential(nn.Linear(5, 4)), "bitnet-cnn")[0].state_dict())
     assert not other.weight_quantizer.source.held
+
+
+# ---- what is no pair, and what only looks like one --------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """Two layers of one weight; the first has a norm, the second one too if asked."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        self.na = nn.BatchNorm1d(4)
+        self.nb = nn.BatchNorm1d(4) if norms == 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nb(self.b(self.na(self.a(x)).relu()))
+
+
+@pytest.mark.parametrize("norms", [1, 2])
+def test_tied_weights_are_fused_each_on_its_own(norms: int) -> None:
+    model = randomize(Tied(norms)).double().eval()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    fused = fuse_batchnorm(model)
+    assert not torch.equal(fused.a.weight, fused.b.weight)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norms", [1, 2])
+@pytest.mark.parametrize("end", [fuse_batchnorm, pack], ids=["fused", "packed"])
+def test_tied_bit_layers_stay_what_they_were_trained_as(norms: int, end: Callable[[nn.Module], nn.Module]) -> None:
+    model = train_fused(quantize(randomize(Tied(norms)), STATIC.replace(activation_scale="dynamic"))).eval()
+    x = torch.randn(5, 4)
+    expected = model(x)
+    assert torch.equal(end(model)(x), expected)
+
+
+@pytest.mark.parametrize("fuse", [fuse_batchnorm, train_fused])
+@pytest.mark.parametrize(("layer", "norm", "right", "wrong"), [
+    (nn.Linear(6, 4), nn.BatchNorm1d(4), (5, 6), (5, 4, 6)),
+    (nn.Conv1d(6, 4, 1), nn.BatchNorm1d(4), (5, 6, 4), (6, 4)),
+])  # fmt: skip
+def test_a_norm_over_tokens_is_refused(
+    fuse: Callable[[nn.Module], nn.Module], layer: nn.Module, norm: nn.Module, right: tuple[int], wrong: tuple[int]
+) -> None:
+    model = nn.Sequential(layer, norm)
+    model = fuse(quantize(model, NOTHING) if fuse is train_fused else model).eval()
+    assert model(torch.randn(right)).shape[1] == 4
+    with pytest.raises(BitLabError, match=r"dimension 1, which it normalized, is not the layer's outputs; leave"):
+        model(torch.randn(wrong))
+
+
+class Reads(nn.Module):
+    """The model's own code reads a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.na = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.na(self.a(x)) @ self.a.weight
+
+
+def test_a_weight_that_the_model_reads_stays() -> None:
+    model = randomize(Reads()).eval()
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(fuse_batchnorm(model)(x), model(x))
+
+
+def test_an_output_that_changes_in_place_before_its_norm_is_no_pair() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.na = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            h += 1
+            return self.na(h)
+
+    model = randomize(Net()).eval()
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(fuse_batchnorm(model)(x), model(x))
+
+
+def test_pairs_that_are_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    with pytest.raises(BitLabError, match="BatchNorm2d normalizes is not that of the layer's outputs"):
+        fuse_batchnorm(model, [("0", "1")])
+    with pytest.raises(BitLabError, match="'0' is in two pairs"):
+        fuse_batchnorm(model, [("0", "2"), ("0", "3")])
+    model[0].register_forward_hook(lambda _module, _inputs, y: y.relu())
+    with pytest.raises(BitLabError, match="forward hooks between them"):
+        fuse_batchnorm(model, [("0", "2")])

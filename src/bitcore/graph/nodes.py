@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -19,7 +20,7 @@ class NodeBuilder:
     """Adds nodes, each name once and each result once.
 
     Names only tell nodes apart: whatever a model calls its layers, none gets a name of the graph's own (`INPUT`,
-    `OUTPUT`, and ``scratch of …``, as targets call memory), or one that is taken.
+    `OUTPUT`), one that is taken, or one with characters that mean something in C, Graphviz or a table.
 
     Attributes:
         layer: The layer being lowered: it names nodes and errors.
@@ -56,8 +57,9 @@ class NodeBuilder:
 
     def _free(self, name: str) -> str:
         """Returns a name that no node has yet: this one, or numbered."""
+        name = re.sub(r"[^\w.-]", "_", name)
         names = (name, *(f"{name}.{i}" for i in range(2, len(self._nodes) + 5)))
-        return next(n for n in names if n not in (INPUT, OUTPUT, *self._nodes) and not n.startswith("scratch of "))
+        return next(n for n in names if n not in (INPUT, OUTPUT, *self._nodes))
 
     def _append(self, x: Value, name: str, op: Op, scale: float) -> Value:
         """Adds what turns ``x`` into integers that count ``scale``, then what is pending."""
