@@ -99,7 +99,7 @@ MODULE_OF: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys(_forms("sigmoid"), nn.Sigmoid),
     **dict.fromkeys(_forms("tanh"), nn.Tanh),
     **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d), _dropout),
-    **dict.fromkeys(("contiguous", "detach", "clone", torch.clone, torch.detach), nn.Identity),
+    **dict.fromkeys(("contiguous", *_forms("clone", "detach")), nn.Identity),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _max_pool),
     F.avg_pool2d: nn.AvgPool2d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
