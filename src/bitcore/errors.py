@@ -10,6 +10,10 @@ class BitLabError(Exception):
     """Bad input, or something this machine cannot do. The command line prints the message and exits with 1."""
 
 
+class BitLabWarning(UserWarning):
+    """What was asked for is done, but for something that the message says. The command line shows it as one line."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> BitLabError:
     """Returns the error for a name that is in no registry, with the nearest valid name and all of them.
 

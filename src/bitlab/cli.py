@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from functools import wraps
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +10,14 @@ import typer
 
 from bitcore.errors import BitLabError, unknown
 from bitlab import console, process, reports
+from bitlab.arguments import Command, TrainCommand, dashes
 from bitlab.options import recipe_flags
 
 app = typer.Typer(
     help="Low-bit neural networks: train them, export them to C, and prove that every bit is the same.",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": dashes},
     pretty_exceptions_enable=False,
 )
 
@@ -37,10 +36,11 @@ Optimize = Annotated[
     str | None,
     typer.Option(help="speed, or flash: a smaller, slower runtime; by default speed, and flash if that does not fit."),
 ]
+_MEASURED = ("dataset", "max_test_samples")  # the options of a recipe that `train --evaluate` reads
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the results; an earlier quickstart in it is replaced.")] = Path(
         "quickstart"
@@ -50,8 +50,10 @@ def quickstart(
 ) -> None:
     """Train on real digits, export to C, compile, verify every test image: the whole path in a minute."""
     from bitlab.quickstart import run_quickstart
+    from bittrain.run_folder import lock_folder
 
-    result = run_quickstart(_fresh_folder(out), progress=not (quiet or json))
+    with lock_folder(out):
+        result = run_quickstart(out, progress=not (quiet or json))
     if json:
         console.show_json(result)
     else:
@@ -72,13 +74,21 @@ def quickstart(
     _exit_on_mismatch(result)
 
 
-@app.command()
+@app.command(cls=TrainCommand)
 @recipe_flags
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe (YAML); without one, the digits recipe.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; by default RESULTS_DIR/SAVE.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe (YAML), or a run's folder; without one, a small network on digits.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "--save-path", help="Run folder; by default RESULTS_DIR/SAVE, or the resumed one."),
+    ] = None,
     results_dir: Annotated[Path, typer.Option("--results-dir", help="Where run folders lie.")] = Path("runs"),
-    save: Annotated[str | None, typer.Option("--save", help="Name of the run folder; by default the recipe's.")] = None,
+    save: Annotated[str | None, typer.Option("--save", help="Name of the run folder; by default the run's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data-path", "--data", help="Folder of the datasets; by default $BITLAB_DATA.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--evaluate", "-e", help="Only measure this checkpoint, on the recipe's data.")
     ] = None,
@@ -91,11 +101,21 @@ def train(
     **flags: Any,
 ) -> None:
     """Train a recipe. Every line of a recipe is also a flag; flags win."""
-    from bitlab.pipeline import measure, open_checkpoint
+    from bitlab.pipeline import find_run, measure, open_checkpoint
     from bittrain.fit import fit, is_first_process
-    from bittrain.recipe import Recipe
+    from bittrain.unused import load_with_flags
 
-    chosen = (Recipe.load(recipe) if recipe else Recipe()).replace(**flags)
+    if data is not None:
+        os.environ["BITLAB_DATA"] = str(data)
+    if recipe is not None and (run := find_run(recipe)):
+        recipe, out = run / "recipe.yaml", out or (run if resume else None)
+    if out is not None and (save is not None or results_dir != Path("runs")):
+        raise BitLabError("--out names the whole folder; leave --save and --results-dir out")
+    chosen, ignored = load_with_flags(recipe, flags)
+    if checkpoint is not None:
+        ignored = [f"{name} (--evaluate only measures)" for name in flags if name not in _MEASURED]
+    if ignored and is_first_process():
+        console.note(f"ignored: {', '.join(ignored)}")
     if float_twin:
         chosen = chosen.full_precision()
     if checkpoint is not None:
@@ -112,7 +132,7 @@ def train(
         reports.show_measure(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(checkpoint: CheckpointPath, dataset: Dataset = None, samples: Samples = None, json: Json = False) -> None:
     """Measure a checkpoint's accuracy on the test images."""
     from bitlab.pipeline import measure, open_checkpoint
@@ -124,7 +144,7 @@ def evaluate(checkpoint: CheckpointPath, dataset: Dataset = None, samples: Sampl
         reports.show_measure(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def quantize(
     checkpoint: CheckpointPath,
     preset: Annotated[str, typer.Option(help="Quantization preset, see bitlab info.")],
@@ -153,7 +173,7 @@ def quantize(
         console.out.print(f"Full precision: {console.percent(before['accuracy'])}")
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; new, empty, or an earlier export.")],
@@ -188,7 +208,7 @@ def export(
         console.out.print(f"Rice codes in {', '.join(rice)}: README.md says what they save and cost.")
 
 
-@app.command()
+@app.command(cls=Command)
 def measure(
     folder: Annotated[Path, typer.Argument(help="An exported folder.")],
     target: Annotated[
@@ -212,7 +232,7 @@ def measure(
     _exit_on_mismatch(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def fit(
     target: Annotated[str, typer.Option(help="The chip: rv32ec, cortex-m0, ...")],
     dataset: Annotated[str, typer.Option(help="The dataset.")] = "mnist",
@@ -245,6 +265,7 @@ def fit(
     from bitlab.fit_cost import parse_budget
     from bitlab.fit_space import DEFAULT_FORMATS
     from bittrain.recipe import Recipe
+    from bittrain.run_folder import lock_folder
 
     budget = parse_budget(target, flash, ram, instructions)
     base = Recipe.load(recipe) if recipe else search.RECIPE
@@ -252,13 +273,13 @@ def fit(
     base = base.replace(dataset=dataset, seed=seed, validation=0, image_size=size)
     chosen = tuple(formats or DEFAULT_FORMATS)
     wanted = search.Search(target, budget, base, epochs, family, chosen, validation, max_train_samples)
-    with console.err.status("") as status:
+    with lock_folder(out), console.err.status("") as status:
         show = (lambda _: None) if json else reports.show_trial
         fitter = search.Fitter(wanted, out, resume, show, status.update)
-        complete = fitter.run(trials)
+        fitter.run(trials)
     best = fitter.best
     if json:
-        console.show_json({"folder": str(out), "complete": complete, "best": best})
+        console.show_json({"folder": str(out), "best": best})
     elif best is not None:
         reports.show_trial(best, "Best")
         console.out.print(f"{out}: study.json, pareto.png, best.yaml. Train it: bitlab train {out / 'best.yaml'}")
@@ -268,7 +289,7 @@ def fit(
         raise BitLabError(f"no network was trained to the end within the budget; go on with --resume --out {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     path: Annotated[Path, typer.Argument(help="An exported folder, a run folder or a checkpoint.")],
     float_twin: Annotated[
@@ -300,7 +321,7 @@ def verify(
     _exit_on_mismatch(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def info(
     path: Annotated[Path | None, typer.Argument(help="A run folder, a checkpoint or an exported folder.")] = None,
     graph: Annotated[bool, typer.Option("--graph", help="Show the integer graph and its memory plan.")] = False,
@@ -316,7 +337,7 @@ def info(
         inspection.show_network(path, graph, dot, json)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(json: Json = False) -> None:
     """Show what this machine has, test every kernel on it, and say which ones run."""
     from bitlab.doctor import examine, show
@@ -330,7 +351,7 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def bench(
     out: Annotated[Path, typer.Option("--out", help="Where to write the results (JSON).")] = Path("bench.json"),
     rounds: Annotated[int, typer.Option(min=3, help="Turns of each contestant.")] = 15,
@@ -349,7 +370,7 @@ def bench(
         bench.draw(results, roofline)
 
 
-@app.command()
+@app.command(cls=Command)
 def publish(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     float_twin: Annotated[Path, typer.Option("--float-twin", help="Run folder of the full-precision twin.")],
@@ -374,36 +395,11 @@ def _exit_on_mismatch(result: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _fresh_folder(out: Path) -> Path:
-    """Empties an earlier quickstart's folder; refuses any other that is in use."""
-    import shutil
-
-    known = ("float", "quantized", "c")
-    if out.exists():
-        if not out.is_dir() or any(entry.name not in known for entry in out.iterdir()):
-            raise BitLabError(f"'{out}' holds other files; choose another folder with --out")
-        for name in known:
-            shutil.rmtree(out / name, ignore_errors=True)
-    return out
-
-
-def _errors(run: Callable[[], None]) -> Callable[[], None]:
-    @wraps(run)
-    def guarded() -> None:
-        try:
-            run()
-        except BitLabError as error:
-            console.err.print(f"[bold red]error:[/] {console.escape(str(error))}", soft_wrap=True)
-            sys.exit(1)
-
-    return guarded
-
-
-@_errors
 def main() -> None:
-    """The entry point: one line and exit code 1 for every `BitLabError`."""
+    """The entry point: one line and exit code 1 for every `BitLabError`, 128 + N where signal N ends it."""
     process.keep_freed_memory()
-    app()
+    with process.errors_as_lines():
+        app()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,15 @@ from rich.table import Table
 
 from bitcore.kernels.native import library
 
-__all__ = ["err", "escape", "native_kernels", "out", "percent", "show_json", "show_table", "size"]
+__all__ = ["err", "escape", "native_kernels", "note", "out", "percent", "show_json", "show_table", "size"]
 
 out = Console(width=None if sys.stdout.isatty() else 120)  # files and pipes get whole tables
 err = Console(stderr=True)
+
+
+def note(message: str) -> None:
+    """Says one line beside the result."""
+    err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True, highlight=False)
 
 
 def show_json(data: Any) -> None:

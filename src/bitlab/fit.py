@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,8 +20,10 @@ from bitlab.fit_cost import Budget, Cost, find_chip, measure_cost, untrained
 from bitlab.fit_space import DEFAULT_FORMATS, Smallest, candidate, check_space, describe
 from bitmodels import load_model
 from bittrain.fit import fit
+from bittrain.interrupts import Interrupted
 from bittrain.prepare import prepare
 from bittrain.recipe import Recipe
+from bittrain.run_folder import is_used
 
 RECIPE = Recipe(
     normalization="pow2",
@@ -142,7 +143,7 @@ class Fitter:
         journal = out / "journal.log"
         if resume and not journal.is_file():
             raise BitLabError(f"'{out}' holds no search to resume; leave --resume out")
-        if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not resume and (is_used(out) or (out.exists() and not out.is_dir())):
             raise BitLabError(f"'{out}' is not empty; continue its search with --resume, or choose another folder")
         if not resume:
             self._require_a_candidate()
@@ -182,8 +183,8 @@ class Fitter:
             f"{cost.excess(self.search.budget)}"
         )
 
-    def run(self, trials: int) -> bool:
-        """Trains so many more networks that fit; returns whether nobody interrupted it.
+    def run(self, trials: int) -> None:
+        """Trains so many more networks that fit; what was found is written even where it is interrupted.
 
         Networks over budget are not counted, but 20 of them for each that is counted end the search too.
         """
@@ -194,12 +195,12 @@ class Fitter:
                 self._write_study()
                 if trained == trials:
                     break
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second, and ignores further ones
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            return False
+        except Interrupted as stop:
+            again = Interrupted(stop.signal)  # without what the training says of its own folder
+            again.add_note(f"what was found is kept; go on with the same options, --resume and --out {self.out}")
+            raise again from None
         finally:
             self._write_results()
-        return True
 
     def _trial(self) -> bool:
         """Proposes, measures and trains a network; returns whether it was trained."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -35,7 +35,7 @@ def recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(spec: Field[Any], kind: Any) -> inspect.Parameter:
     """The typer parameter of one field; unset by default."""
     base = next((k for k in get_args(kind) if k is not type(None)), kind) if get_args(kind) else kind
-    repeatable = spec.default is MISSING or isinstance(spec.default, tuple)
+    repeatable = get_origin(kind) in (dict, tuple)
     flag = f"--{spec.name.replace('_', '-')}"
     metadata = spec.metadata
     option = typer.Option(
@@ -55,6 +55,5 @@ def _choices(spec: Field[Any]) -> str:
 
 
 def _default(spec: Field[Any]) -> str:
-    if spec.default in (MISSING, None, ()):
-        return ""
-    return f" Default: {spec.default}."
+    shown = spec.metadata["shown"] or spec.default
+    return "" if shown in (MISSING, None, ()) else f" Default: {shown}."

@@ -21,8 +21,9 @@ from bitmodels import load_model
 from bittrain.evaluate import evaluate, load_split, predict
 from bittrain.fit import restore
 from bittrain.preprocessing import Preprocessing
+from bittrain.run_folder import missing_run
 
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, RECIPE_FILE = "model.safetensors", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         BitLabError: If there is none, or the file is truncated, foreign or holds anything executable.
     """
+    if (path / RECIPE_FILE).is_file() and not (path / MODEL_FILE).exists():
+        how = f"bitlab train {path} --resume"
+        raise BitLabError(f"the training of '{path}' has not ended; go on with: {how}")
     if path.is_dir():
         path = path / MODEL_FILE
     if not path.is_file():
-        raise BitLabError(f"there is no checkpoint '{path}'; train one with: bitlab train")
+        raise missing_run(path)
     model, extra = restore(path) if path.suffix == ".ckpt" else load_model(path)
     missing = {"preprocessing", "dataset"} - extra.keys()
     if missing:
         raise BitLabError(f"'{path}' does not say how its input is made ({', '.join(sorted(missing))} missing)")
     return Checkpoint(model, extra, path)
+
+
+def find_run(path: Path) -> Path | None:
+    """Returns the run's folder that a path names, itself or by one of its checkpoints; ``None`` if it names none."""
+    folder = path.parent.parent if path.suffix == ".ckpt" else path
+    return folder if (folder / RECIPE_FILE).is_file() else None
 
 
 def measure(checkpoint: Checkpoint, dataset: str | None = None, max_samples: int | None = None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bitmodels.auto import DEFAULT
 from bittrain.checkpoint import load_checkpoint
 from bittrain.preprocessing import Preprocessing
 from bittrain.recipe import Recipe
+from bittrain.run_folder import missing_run
 from bittrain.seeds import derive
 
 ModelBuilder = Callable[[Recipe, tuple[int, int, int], int], nn.Module]
@@ -93,6 +94,8 @@ def start_from(model: nn.Module, path: Path | str) -> None:
     path = Path(path)
     if path.suffix == ".safetensors":
         raise BitLabError(f"init {path}: its weights may be packed; give the run's folder or a .ckpt file in it")
+    if not path.exists():
+        raise BitLabError(f"init: {missing_run(path)}")
     if path.is_dir():
         best = path / "checkpoints" / "best.ckpt"
         path = best if best.exists() else best.with_name("last.ckpt")

@@ -23,6 +23,7 @@ def option(
     low: float = -math.inf,
     high: float = math.inf,
     also: Iterable[str] = (),
+    shown: str = "",
 ) -> Any:
     """A field with what a command line shows of it.
 
@@ -34,6 +35,7 @@ def option(
         low: The smallest valid number.
         high: The largest.
         also: Other names of the flag, such as ``-b``.
+        shown: The default in words, where the value alone would not say it.
     """
     metadata = {
         "help": help,
@@ -42,6 +44,7 @@ def option(
         "low": low,
         "high": high,
         "also": tuple(also),
+        "shown": shown,
     }
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -133,6 +136,17 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         "bool": "true or false",
     }
     raise BitLabError(f"recipe key {name}: must be {wanted.get(base.__name__, 'a number')}, not {value!r}")
+
+
+def canonical(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Returns a choice as it is written here: ``SGD`` is ``sgd``, ``warm_restarts`` is ``warm-restarts``."""
+    if not isinstance(value, str):
+        return value
+    return next((choice for choice in spec.metadata["choices"] if _folded(choice) == _folded(value)), value)
+
+
+def _folded(choice: str) -> str:
+    return choice.casefold().replace("_", "-")
 
 
 def check(spec: dataclasses.Field[Any], value: Any) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from bitcore.errors import BitLabError
@@ -31,6 +28,8 @@ from bittrain.checkpoint import AtomicCheckpointIO, load_checkpoint
 from bittrain.distill import Distiller
 from bittrain.ema import WeightAverage
 from bittrain.evaluate import predict_batches
+from bittrain.hardware import check_hardware, is_first_process, warn_without_gpu
+from bittrain.interrupts import Interrupted, interruptible, listen, raise_again
 from bittrain.loader import TestLoader
 from bittrain.module import Classifier
 from bittrain.plots import confusion, draw_confusion, draw_curve
@@ -38,11 +37,13 @@ from bittrain.prepare import Prepared, prepare
 from bittrain.progress import ProgressBar
 from bittrain.recipe import Recipe
 from bittrain.record import Recorder, environment
+from bittrain.run_folder import is_used, lock_folder, nothing_half_written, what_is_kept
 from bittrain.seeds import derive
 from bittrain.teachers import load_teacher
+from bittrain.unused import refuse_unused, without_unused
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-__all__ = ["Prepared", "build_model", "fit", "prepare", "restore"]
+__all__ = ["Prepared", "build_model", "fit", "is_first_process", "prepare", "restore"]
 
 _MAY_CHANGE = {  # between a run and its continuation
     "name",
@@ -92,14 +93,41 @@ def fit(
             differs from the interrupted run's, a loss that is no number.
     """
     run_dir = Path(run_dir)
-    checkpoint = _checkpoint(recipe, run_dir, resume)
-    _check_hardware(recipe)
+    check_hardware(recipe)
+    refuse_unused(recipe)
     if recipe.start_epoch >= recipe.epochs:
         raise BitLabError(f"start_epoch {recipe.start_epoch} leaves nothing to train of {recipe.epochs} epochs")
-    with _surroundings(recipe):
+    writes = is_first_process()  # of those that share the work
+    lock = lock_folder(run_dir) if writes else nullcontext()
+    tidy = nothing_half_written(run_dir) if writes and not resume else nullcontext()
+    with interruptible(), what_is_kept(run_dir), lock, _surroundings(recipe):
+        checkpoint = _checkpoint(recipe, run_dir, resume)
+        run = _Run(recipe, run_dir, checkpoint, progress, callbacks, build)
+        with tidy, _clear_errors(), _children(run.trainer):
+            run.train()
+        if run.trainer.is_global_zero:
+            run.save()
+    return run_dir
+
+
+class _Run:
+    """A training, ready to begin."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        checkpoint: Path | None,
+        progress: bool,
+        callbacks: Sequence[Callback],
+        build: ModelBuilder,
+    ) -> None:
+        """As `fit`."""
+        self.recipe, self.run_dir, self.checkpoint = recipe, run_dir, checkpoint
         methods = make_callbacks(recipe.methods)
-        average = [WeightAverage(recipe.ema)] if recipe.ema else []
-        trainer = _trainer(recipe, run_dir, progress, [*methods, FreshStatistics(), *average, *callbacks], checkpoint)
+        self.average = WeightAverage(recipe.ema) if recipe.ema else None
+        average = [self.average] if self.average else []
+        self.trainer = trainer = _trainer(recipe, run_dir, progress, [*methods, FreshStatistics(), *average, *callbacks], checkpoint)
         rank, processes = trainer.global_rank, trainer.world_size
         stages = [method.name for method in methods if isinstance(method, StagedQuantization)]
         if len(stages) > 1:
@@ -107,63 +135,43 @@ def fit(
         if stages and processes > 1:
             raise BitLabError(f"method {stages[0]} trains in one process; set devices and num_nodes to 1")
         prepared = prepare(recipe, rank, processes)
-        classes, shape = prepared.data.classes, prepared.preprocessing.shape
-        extra = {
+        self.classes, shape = prepared.data.classes, prepared.preprocessing.shape
+        self.extra = {
             "preprocessing": prepared.preprocessing.to_dict(),
             "dataset": recipe.dataset,
-            "classes": list(classes),
+            "classes": list(self.classes),
             "recipe": recipe.to_dict(),
         }
-        model = build(recipe, shape, len(classes))
-        _check_input(model, recipe, shape)
+        self.model = build(recipe, shape, len(self.classes))
+        _check_input(self.model, recipe, shape)
         if recipe.init is not None and checkpoint is None:
-            start_from(model, recipe.init)
-        distiller = _distiller(recipe, prepared, model)
-        loader, watched = prepared.loaders(trainer.strategy.root_device, rank, processes)
-        module = Classifier(_as_asked(model, recipe), recipe, len(classes), len(loader), extra, distiller)
+            start_from(self.model, recipe.init)
+        distiller = _distiller(recipe, prepared, self.model)
+        self.loader, self.watched = prepared.loaders(trainer.strategy.root_device, rank, processes)
+        warn_without_gpu(recipe, len(self.loader) * recipe.batch_size * processes)
+        model = _as_asked(self.model, recipe)
+        self.module = Classifier(model, recipe, len(self.classes), len(self.loader), self.extra, distiller)
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        loader.position = lambda: (trainer.current_epoch, batches.current.ready)
-        if trainer.is_global_zero:
-            recipe.dump(run_dir / "recipe.yaml")
-            write_atomically(run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        with _nothing_half_written(run_dir, trainer, resume), _clear_errors():
-            trainer.fit(module, loader, watched, ckpt_path=checkpoint, weights_only=True)
-        if trainer.is_global_zero:
-            if average and average[0].average:
-                model.load_state_dict(average[0].average)
-            if trains_fused(model):
-                fuse_batchnorm(model, inplace=True)
-            model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-            save_model(model, run_dir / "model.safetensors", extra)
-            if recipe.plots:
-                _draw(run_dir, model, watched, classes)
-    return run_dir
+        self.loader.position = lambda: (trainer.current_epoch, batches.current.ready)
 
+    def train(self) -> None:
+        """Trains to the end."""
+        if self.trainer.is_global_zero:
+            self.recipe.dump(self.run_dir / "recipe.yaml")
+            write_atomically(self.run_dir / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        self.trainer.fit(self.module, self.loader, self.watched, ckpt_path=self.checkpoint, weights_only=True)
 
-def _check_hardware(recipe: Recipe) -> None:
-    """Refuses what the machine cannot do, before anything else happens.
-
-    Raises:
-        BitLabError: Too few GPUs, an option that needs one where there is none, or another number of processes.
-    """
-    processes = recipe.devices * recipe.num_nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ and (started := int(os.environ["WORLD_SIZE"])) != processes:
-        raise BitLabError(
-            f"torchrun started {started} processes, devices times num_nodes is {processes}; make it equal"
-        )
-    gpus = 0 if recipe.device == "cpu" else torch.cuda.device_count()
-    if recipe.device == "gpu" and not gpus:
-        raise BitLabError("device gpu: torch sees no GPU here; use device cpu or auto")
-    if gpus and recipe.devices > gpus:
-        raise BitLabError(f"devices {recipe.devices}: torch sees {gpus} GPUs here; set devices to at most {gpus}")
-    needs = {
-        "strategy fsdp": (recipe.strategy == "fsdp", "strategy ddp"),
-        "sync_batchnorm": (recipe.sync_batchnorm, "no sync_batchnorm"),
-        "precision 16": (recipe.precision == "16", "precision bf16"),
-    }
-    for option, (asked, instead) in needs.items():
-        if asked and not gpus:
-            raise BitLabError(f"{option} needs a GPU, and training is on the CPU here; use {instead}")
+    def save(self) -> None:
+        """Writes the model that was trained, and the run's pictures."""
+        model = self.model
+        if self.average and self.average.average:
+            model.load_state_dict(self.average.average)
+        if trains_fused(model):
+            fuse_batchnorm(model, inplace=True)
+        model.cpu().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+        save_model(model, self.run_dir / "model.safetensors", self.extra)
+        if self.recipe.plots:
+            _draw(self.run_dir, model, self.watched, self.classes)
 
 
 def _as_asked(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -202,14 +210,26 @@ def _clear_errors() -> Iterator[None]:
         raise
 
 
+class _Interruptible(Callback):
+    """Ends a training when a signal asks for it, with the signal's status."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Comes right after Lightning has set its own handlers."""
+        listen()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Misses no signal."""
+        raise_again()
+
+
 @contextmanager
-def _nothing_half_written(run_dir: Path, trainer: Trainer, resume: bool | Path | str) -> Iterator[None]:
-    """Removes a new run's folder if the run fails before there is a checkpoint that it could go on from."""
+def _children(trainer: Trainer) -> Iterator[None]:
+    """Passes an interruption on to the processes that Lightning started."""
     try:
         yield
-    except Exception:
-        if trainer.is_global_zero and not resume and not (run_dir / "checkpoints").exists():
-            shutil.rmtree(run_dir, ignore_errors=True)
+    except Interrupted as stop:
+        if trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(stop.signal)
         raise
 
 
@@ -242,13 +262,9 @@ def _distiller(recipe: Recipe, prepared: Prepared, model: nn.Module) -> Distille
     """The recipe's teacher, ready to teach the model; ``None`` without one.
 
     Raises:
-        BitLabError: Features are to be compared without a teacher, or in a compiled model; or the teacher does not fit.
+        BitLabError: Features are to be compared in a compiled model; or the teacher does not fit.
     """
     if recipe.teacher is None:
-        if recipe.hint_weight or recipe.attention_weight or recipe.hint_layers:
-            raise BitLabError(
-                "hint_weight, attention_weight and hint_layers need a teacher; name one, or leave them out"
-            )
         return None
     if recipe.hint_layers and recipe.compile:
         raise BitLabError("hint_layers look into the model, which compile does not allow; use one of the two")
@@ -275,13 +291,13 @@ def _checkpoint(recipe: Recipe, run_dir: Path, resume: bool | Path | str) -> Pat
         BitLabError: The folder is in use, or the checkpoint is unusable or of another recipe.
     """
     if not resume:
-        if is_first_process() and run_dir.is_dir() and any(run_dir.iterdir()):
+        if is_first_process() and is_used(run_dir):
             raise BitLabError(f"{run_dir} is not empty; resume that run, or choose another folder")
         return None
     path = run_dir / "checkpoints" / "last.ckpt" if resume is True else Path(resume)
     if resume is True and not path.exists():
         return None
-    before = Recipe.from_dict(load_checkpoint(path)["bitlab"]["recipe"])
+    before = without_unused(Recipe.from_dict(load_checkpoint(path)["bitlab"]["recipe"]))
     for spec in fields(Recipe):
         old, new = getattr(before, spec.name), getattr(recipe, spec.name)
         if old != new and spec.name not in _MAY_CHANGE:
@@ -311,7 +327,7 @@ def _trainer(
         max_epochs=recipe.epochs,
         gradient_clip_val=recipe.gradient_clip or None,
         logger=logger,
-        callbacks=[Recorder(run_dir, recipe.checkpoint_steps, recipe.early_stop), *callbacks, *bars],
+        callbacks=[_Interruptible(), Recorder(run_dir, recipe.checkpoint_steps, recipe.early_stop), *callbacks, *bars],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -323,11 +339,6 @@ def _trainer(
     first: Any = trainer.fit_loop.epoch_progress.current  # a checkpoint replaces it
     first.ready = first.started = first.processed = first.completed = recipe.start_epoch
     return trainer
-
-
-def is_first_process() -> bool:
-    """Whether this is the one, among those that share the work, that writes and reports."""
-    return not getattr(rank_zero_only, "rank", None)
 
 
 @contextmanager

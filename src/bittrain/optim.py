@@ -93,6 +93,8 @@ def regimes(recipe: Recipe) -> list[Regime]:
             if key not in _REGIME_KEYS:
                 raise unknown("key of a regime", key, _REGIME_KEYS)
         found.append(Regime(int(epoch), found[-1].recipe.replace(**changes)))
+        if "momentum" in changes and found[-1].recipe.optimizer != "sgd":
+            raise BitLabError(f"regime '{text}': momentum needs optimizer sgd; set that, or leave momentum out")
     return found
 
 

@@ -77,9 +77,6 @@ def prepare(recipe: Recipe, rank: int = 0, processes: int = 1) -> Prepared:
     big = recipe.loading != "memory"
     if big and recipe.augment_copies:
         raise BitLabError("augment_copies needs loading memory; augment every image instead, and raise epochs")
-    if not recipe.augment and (recipe.augment_copies or recipe.augment_size):
-        raise BitLabError("augment_copies and augment_size need augmentations; name some in augment, or leave them out")
-
     loading, part = (recipe.loading, recipe.workers, recipe.seed), (rank, processes)
     data = open_dataset(recipe.dataset, recipe.image_size, recipe.channels, *loading, part, recipe.center_crop)
     train = source = data.train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,12 +13,15 @@ import yaml
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.files import write_atomically
-from bittrain.fields import check, convert, option, parse_pairs, read_yaml
+from bitmodels.auto import DEFAULT
+from bittrain.fields import canonical, check, convert, option, parse_pairs, read_yaml
 from bittrain.losses import LOSSES
 from bittrain.preprocessing import NORMALIZATIONS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step", "one-cycle", "warm-restarts")
+_OWN_OPTIONS, _OWN_QUANT = {"hidden_dims": [64, 32], "bias": False}, "mcu-4bitsym"
+"""What the default model has, where nothing else is said."""
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOADING = ("memory", "disk", "stream")
 
@@ -26,17 +30,21 @@ LOADING = ("memory", "disk", "stream")
 class Recipe:
     """Every option of a training run; each field's metadata holds its ``help``, ``panel`` and limits.
 
-    The default trains a small network on the embedded digits.
+    The default trains a small network on the embedded digits. Options and quantization are a model's own, and the name
+    follows from model, quantization and dataset: what is empty is filled in.
     """
 
-    name: str = option("digits-mlp", "Name of the run.", "Run")
+    name: str = option("", "Name of the run.", "Run", shown="of model, preset and dataset, as resnet20-w8a8-cifar10")
 
-    model: str = option("mlp", "Model family (see `bitlab info --models`).", "Model", also=["-a"])
+    model: str = option("mlp", "Model (see `bitlab info`).", "Model", also=["-a"])
     model_options: dict[str, Any] = option(
-        lambda: {"hidden_dims": [64, 32], "bias": False}, "Options of the model, as KEY=VALUE; repeatable.", "Model"
+        None, "Options of the model, as KEY=VALUE; repeatable.", "Model", also=["--model-config"]
     )
     quant: str | None = option(
-        "mcu-4bitsym", "Quantization preset; default: what the model's name implies; none: full precision.", "Model"
+        "",
+        "Quantization preset (see `bitlab info`); default: what the model's name implies; none: full precision.",
+        "Model",
+        shown=f"{_OWN_QUANT} for mlp, default for all others",
     )
     quant_overrides: dict[str, Any] = option(
         dict, "Other quantization for layers: PATTERN=PRESET, or PATTERN={field: value}; repeatable.", "Model"
@@ -54,11 +62,11 @@ class Recipe:
     dataset: str = option("digits", "Dataset: a known name, a hub name owner/name, or a local folder.", "Data")
     loading: str = option(
         "memory",
-        "memory: decoded once and cached; disk: decoded by workers at every use; stream: from the hub, never stored.",
+        "memory: decoded once and cached; disk: decoded by threads at every use; stream: from the hub, never stored.",
         "Data",
         LOADING,
     )
-    workers: int = option(2, "Processes that decode, with loading disk or stream.", "Data", low=0, also=["-j"])
+    workers: int = option(2, "Threads that decode, with loading disk or stream.", "Data", low=0, also=["-j"])
     image_size: int | None = option(None, "Height and width to resize to.", "Data", low=1, also=["--input-size"])
     center_crop: float = option(
         0.0,
@@ -112,8 +120,8 @@ class Recipe:
         low=0,
         also=["--wd"],
     )
-    schedule: str = option("cosine", "How the learning rate falls.", "Training", SCHEDULES)
-    warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", "Training", low=0)
+    schedule: str = option("cosine", "How the learning rate falls.", "Training", SCHEDULES, also=["--lr-decay"])
+    warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", "Training", low=0, also=["--warmup"])
     lr_final: float = option(0.0, "Last learning rate as a share of lr (cosine, one-cycle).", "Training", low=0, high=1)
     lr_step_epochs: int = option(10, "Epochs between the steps of the schedule step.", "Training", low=1)
     lr_gamma: float = option(0.1, "Factor of each step of the schedule step.", "Training", low=0, high=1)
@@ -148,9 +156,13 @@ class Recipe:
         "Distillation",
         also=["--kd"],
     )
-    kd_temperature: float = option(4.0, "Temperature of the logits.", "Distillation", low=0.1)
-    kd_alpha: float = option(0.5, "Share of the teacher's logits in the loss.", "Distillation", low=0, high=1)
-    hint_weight: float = option(0.0, "Weight of the distance of features.", "Distillation", low=0)
+    kd_temperature: float = option(4.0, "Temperature of the logits.", "Distillation", low=0.1, also=["--T"])
+    kd_alpha: float = option(
+        0.5, "Share of the teacher's logits in the loss.", "Distillation", low=0, high=1, also=["--alpha-kd"]
+    )
+    hint_weight: float = option(
+        0.0, "Weight of the distance of features.", "Distillation", low=0, also=["--alpha-hint"]
+    )
     attention_weight: float = option(0.0, "Weight of the distance of attention maps.", "Distillation", low=0)
     hint_layers: tuple[str, ...] = option(
         (), "Layers whose outputs are compared, NAME or NAME:TEACHER_NAME; repeatable.", "Distillation"
@@ -158,7 +170,7 @@ class Recipe:
 
     seed: int = option(0, "Seed of everything random.", "Run", low=0)
     device: str = option("auto", "Where to train; auto takes a GPU when there is one.", "Run", ("auto", "cpu", "gpu"))
-    devices: int = option(1, "Processes on each machine, one a GPU.", "Run", low=1)
+    devices: int = option(1, "Processes on each machine, one a GPU.", "Run", low=1, also=["--ngpu"])
     num_nodes: int = option(1, "Machines.", "Run", low=1)
     strategy: str = option("auto", "How processes share the work.", "Run", STRATEGIES)
     sync_batchnorm: bool = option(False, "Batch norm over the batches of all processes.", "Run")
@@ -172,34 +184,57 @@ class Recipe:
     )
     tensorboard: bool = option(True, "Write TensorBoard logs.", "Run")
     plots: bool = option(True, "Draw the training curve and the confusion matrix.", "Run")
-    gpu: bool = option(False, "Needs a GPU for its full length (only said, never enforced).", "Run")
+    gpu: bool = option(False, "Made for a GPU: where training finds none, it says how much lies ahead.", "Run")
 
     def __post_init__(self) -> None:
         """Converts values that mean the right type (1 for 1.0, a list for a tuple) and refuses the others."""
+        own = self.model == Recipe.model
+        if self.model_options is None:
+            object.__setattr__(self, "model_options", _OWN_OPTIONS if own else {})
+        if self.quant == "":
+            object.__setattr__(self, "quant", _OWN_QUANT if own else DEFAULT)
         kinds = get_type_hints(Recipe)
         for spec in fields(self):
-            value = convert(spec.name, getattr(self, spec.name), kinds[spec.name])
+            value = canonical(spec, convert(spec.name, getattr(self, spec.name), kinds[spec.name]))
             check(spec, value)
             object.__setattr__(self, spec.name, value)
+        if not self.name:
+            object.__setattr__(self, "name", self._implied_name())
+        if self.name in (".", "..") or "/" in self.name or not self.name.isprintable():
+            raise BitLabError(f"recipe key name: {self.name!r} is no name for a folder; use letters, digits and dashes")
+
+    def _implied_name(self) -> str:
+        """Model, quantization (unless the model's name says it) and dataset."""
+        quant = {None: "float", DEFAULT: ""}.get(self.quant, self.quant)
+        parts = (self.model, quant, Path(self.dataset).name)
+        return "-".join(re.sub(r"[^\w.-]+", "_", part) for part in parts if part)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Recipe:
         """Makes a recipe from plain values; what is left out has its default.
+
+        Args:
+            values: By key.
+            changes: Other values (see `replace`). What neither says follows from both together: without a
+                quantization in them it is that of the model in ``changes``.
 
         Raises:
             BitLabError: An unknown key (the nearest valid one is named) or a value of the wrong type or range.
         """
+        values = _changed(values, changes or {})
         known = [spec.name for spec in fields(cls)]
         for key in values:
             if key not in known:
                 raise unknown("recipe key", key, known)
-        other = values.get("model", cls.model) != cls.model  # the default's options are of the default's model
-        options: dict[str, Any] = {"model_options": {}} if other else {}
-        return cls(**{**options, **values})
+        return cls(**values)
 
     @classmethod
-    def load(cls, path: Path | str) -> Recipe:
+    def load(cls, path: Path | str, changes: Mapping[str, Any] | None = None) -> Recipe:
         """Reads a YAML file.
+
+        Args:
+            path: The file.
+            changes: As in `from_dict`.
 
         Raises:
             BitLabError: No such file, no YAML mapping, or wrong values (see `from_dict`).
@@ -214,9 +249,10 @@ class Recipe:
         if not isinstance(values, dict):
             raise BitLabError(f"{path} is no recipe: it must hold lines of the form key: value")
         try:
-            return cls.from_dict(values)
+            recipe = cls.from_dict(values)
         except BitLabError as error:
             raise BitLabError(f"{path}: {error}") from None
+        return cls.from_dict(values, changes) if changes else recipe
 
     def dump(self, path: Path | str) -> None:
         """Writes all fields as YAML, so that a later change of a default does not change the run."""
@@ -229,24 +265,40 @@ class Recipe:
 
     def full_precision(self) -> Recipe:
         """The recipe of the full-precision twin: the same without quantization, its methods and a teacher."""
-        plain = {"quant": None, "quant_overrides": {}, "methods": (), "teacher": None}
-        no_hints = {"hint_weight": 0, "attention_weight": 0, "hint_layers": ()}
-        return self.replace(name=f"{self.name}-float", **plain, **no_hints)
+        defaults = {spec.name: spec.default for spec in fields(self)}
+        plain = {"quant": None, "quant_overrides": {}, **{name: defaults[name] for name in _NOT_OF_TWINS}}
+        return self.replace(name=f"{self.name}-float", **plain)
 
     def replace(self, **values: Any) -> Recipe:
         """A copy with other values.
 
         A mapping field also takes a list of ``"key=value"`` texts (what a repeatable flag gives; the value is YAML),
-        which change these keys only. Another model begins with no options.
+        which change these keys only. Another model begins with its own options; a name that was never given follows.
 
         Raises:
             BitLabError: As `from_dict`.
         """
         merged = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        if values.get("model", self.model) != self.model:
-            merged["model_options"] = {}
-        for key, value in values.items():
-            if isinstance(merged.get(key), dict) and isinstance(value, list | tuple):
-                value = merged[key] | parse_pairs(value, key)
-            merged[key] = value
-        return Recipe.from_dict(merged)
+        if self.name == self._implied_name():
+            merged["name"] = ""
+        return Recipe.from_dict(merged, values)
+
+
+_NOT_OF_TWINS = (
+    *("scale_op", "act_bits", "eval_ternary", "methods", "teacher"),
+    *("kd_temperature", "kd_alpha", "hint_weight", "attention_weight", "hint_layers"),
+)
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values with others in their place, see `Recipe.replace`."""
+    changed = dict(values)
+    before = changed.get("model", Recipe.model)
+    if changes.get("model", before) != before:
+        changed.pop("model_options", None)
+    for key, value in changes.items():
+        if key in ("model_options", "quant_overrides") and isinstance(value, list | tuple):
+            own = Recipe(model=changes.get("model", before)).model_options if key == "model_options" else {}
+            value = (changed.get(key) or own) | parse_pairs(value, key)
+        changed[key] = value
+    return changed

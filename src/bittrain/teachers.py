@@ -15,6 +15,7 @@ from bitmodels.hub import find_file
 from bitmodels.io import load_model
 from bittrain.build import restore
 from bittrain.preprocessing import Preprocessing
+from bittrain.run_folder import known_run, missing_run
 
 _TIMM = "timm:"
 
@@ -34,6 +35,8 @@ def load_teacher(name: Path | str, classes: Sequence[str], preprocessing: Prepro
     if str(name).startswith(_TIMM):
         return _timm(str(name).removeprefix(_TIMM), len(classes), preprocessing)
     path = Path(name)
+    if not path.exists() and known_run(path):
+        raise BitLabError(f"teacher: {missing_run(path)}")
     if path.suffix == ".ckpt":
         model, extra = restore(path)
     else:
