@@ -329,7 +329,7 @@ def _trainer(
         logger=logger,
         callbacks=[_Interruptible(), Recorder(run_dir, recipe.checkpoint_steps, recipe.early_stop), *callbacks, *bars],
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1 << 30,
