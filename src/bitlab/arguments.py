@@ -84,7 +84,7 @@ _NEEDLESS = {
 }
 """Flags with a value that have nothing to do here: why."""
 
-_OTHERWISE = {
+OTHERWISE = {
     "--mix-alpha": "--mixup ALPHA and --cutmix ALPHA",
     "--gammas": '--regime "EPOCH lr=…", once for each step',
     "--fine-tune": "--init RUN",
@@ -110,8 +110,8 @@ def translate(args: list[str]) -> Iterator[str]:
     for word in words:
         flag, sign, value = word.partition("=")
         flag = _flag(flag)
-        if flag in _OTHERWISE:
-            raise BitLabError(f"{word.split('=')[0]} is said otherwise here: {_OTHERWISE[flag]}")
+        if flag in OTHERWISE:
+            raise BitLabError(f"{word.split('=')[0]} is said otherwise here: {OTHERWISE[flag]}")
         if flag in _ALONE:
             yield from _ALONE[flag]
         elif flag in _WITH_VALUE or flag in _NEEDLESS:
