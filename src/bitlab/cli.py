@@ -106,6 +106,8 @@ def train(
     from bittrain.unused import load_with_flags
 
     if data is not None:
+        if not data.is_dir():
+            raise BitLabError(f"--data-path {data}: there is no such folder")
         os.environ["BITLAB_DATA"] = str(data)
     if recipe is not None and (run := find_run(recipe)):
         recipe, out = run / "recipe.yaml", out or (run if resume else None)
@@ -331,6 +333,8 @@ def info(
     """Show layers, formats and sizes of a network; without one, the formats, presets and models there are."""
     from bitlab import inspection
 
+    if path is None and (graph or dot):
+        raise BitLabError("--graph and --dot show a network; name its run folder, checkpoint or exported folder")
     if path is None:
         inspection.show_registries(json)
     else:

@@ -15,6 +15,9 @@ import yaml
 from bitcore.errors import BitLabError, unknown
 
 
+_BITS = 64  # that a whole number has less than
+
+
 def option(
     default: Any,
     help: str,
@@ -116,6 +119,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             return None
         return convert(name, value, next(k for k in get_args(kind) if k is not types.NoneType))
     base = get_origin(kind) or kind
+    if type(value) is int and value.bit_length() >= _BITS:
+        raise BitLabError(f"recipe key {name}: the number is too large")
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if base is tuple:
