@@ -14,7 +14,6 @@ import yaml
 
 from bitcore.errors import BitLabError, unknown
 
-
 _BITS = 64  # that a whole number has less than
 
 

@@ -113,7 +113,7 @@ def _acquire(path: Path) -> int:
     for _ in range(_TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # its last owner has just removed the folder
             continue
         except (OSError, ValueError) as error:

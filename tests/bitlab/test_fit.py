@@ -1,6 +1,7 @@
 """`bitlab fit`: budgets hold, what is too large is not trained, searches go on, errors are one clear line."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from bitlab.measure import measure_export
 from bitlab.pipeline import export, open_checkpoint
 from bittrain.build import build_model
 from bittrain.fit import fit
+from bittrain.interrupts import Interrupted
 from bittrain.recipe import Recipe
 
 DIGITS = RECIPE.replace(dataset="digits", image_size=8, batch_size=16, threads=1)
@@ -44,7 +46,7 @@ def found(tools: None, tmp_path_factory: pytest.TempPathFactory) -> Fitter:
     fitter = Fitter(SEARCH, tmp_path_factory.mktemp("fit") / "search")
     fitter.study.enqueue_trial(LARGE)
     fitter.study.enqueue_trial(SMALL)
-    assert fitter.run(1)
+    fitter.run(1)
     return fitter
 
 
@@ -79,7 +81,7 @@ def test_a_search_goes_on(found: Fitter) -> None:
         Fitter(replace(SEARCH, budget=Budget(3000, 1024)), found.out, resume=True)
     again = Fitter(SEARCH, found.out, resume=True)
     again.study.enqueue_trial(SMALL | {"format_head": "2bitsym"})
-    assert again.run(1)
+    again.run(1)
     assert again.rows[: len(before)] == before and [row["number"] for row in again.rows] == [0, 1, 2]
 
 
@@ -87,12 +89,13 @@ def test_an_interrupted_search_keeps_what_it_found(
     tools: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr("bitlab.fit.Fitter._require_a_candidate", lambda self: None)
     monkeypatch.setattr("bitlab.fit.measure_cost", interrupt)
     fitter = Fitter(SEARCH, tmp_path / "out")
-    assert not fitter.run(3)
+    with pytest.raises(Interrupted, match="what was found is kept; go on with the same options, --resume and --out"):
+        fitter.run(3)
     assert [row["state"] for row in json.loads((tmp_path / "out" / "study.json").read_text())["trials"]] == [
         "interrupted"
     ]

@@ -85,10 +85,7 @@ def test_flags_over_a_recipe(tmp_path: Path) -> None:
     assert load_with_flags(path, {}) == (Recipe(optimizer="sgd", nesterov=True, momentum=0.8), [])
     recipe, ignored = load_with_flags(path, {"optimizer": "Adam"})
     assert recipe == Recipe(optimizer="adam")
-    assert ignored == ["momentum (it needs optimizer sgd)", "nesterov (it needs optimizer sgd)"] or set(ignored) == {
-        "momentum (it needs optimizer sgd)",
-        "nesterov (it needs optimizer sgd)",
-    }
+    assert ignored == ["momentum (it needs optimizer sgd)", "nesterov (it needs optimizer sgd)"]
     assert load_with_flags(path, {"lr_gamma": 0.1})[1] == ["lr_gamma (it needs schedule step)"]
     with pytest.raises(BitLabError, match="momentum does nothing here: it needs optimizer sgd"):
         load_with_flags(path, {"optimizer": "adam", "momentum": 0.9})  # said twice, though it is the default
@@ -149,7 +146,7 @@ def test_a_missing_run_names_the_recipe_that_makes_it(tmp_path: Path, monkeypatc
     assert f"{made} --float-twin --out runs/resnet20-short-float" in str(missing_run("runs/resnet20-short-float"))
     for option in ("init", "teacher"):
         with pytest.raises(BitLabError, match=f"{option}: there is no run 'runs/resnet20-short'; train it first"):
-            fit(Recipe(**{option: "runs/resnet20-short"}, plots=False), tmp_path / "run", progress=False)
+            fit(Recipe().replace(**{option: "runs/resnet20-short"}), tmp_path / "run", progress=False)
     fit(Recipe(epochs=1, max_train_samples=64, plots=False, tensorboard=False), tmp_path / "runs" / "a", progress=False)
     assert "known in runs: a; train it first: bitlab train RECIPE --out runs/b" in str(missing_run("runs/b"))
 
