@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from bitcore.errors import BitLabError, unknown
+from bitcore.errors import BitLabError
 from bittrain.cache import cache_dir
-from bittrain.data import (
-    KNOWN,
-    TEST_NAMES,
-    ImageData,
-    Rows,
-    fetch_hub,
-    image_folders,
-    load_dataset,
-    local_folder,
-    parquet_files,
-)
-from bittrain.decode import Columns, Decoder, View, encoded, find_columns
+from bittrain.classes import Classes
+from bittrain.data import ImageData, Rows, load_dataset, local_folder
+from bittrain.decode import Cell, Decoder, View
+from bittrain.folders import image_folders
+from bittrain.hub import fetch_hub, hub_name, hub_reader
+from bittrain.parquet import ParquetFolder, open_parquet
 from bittrain.prefetch import prefetch
 from bittrain.seeds import derive
+from bittrain.tables import ROWS, Reader, find_columns
 
 _SAMPLE = 1024
 """Images that statistics are taken from."""
 _SHUFFLED = 10_000
 """Rows that a stream is shuffled among (its shards are shuffled too)."""
-
-Cell = tuple[Any, Any, str]
-"""An encoded picture (bytes, a path, or a table's cell), its label, its place for errors."""
 
 
 def open_dataset(
@@ -73,11 +63,11 @@ def open_dataset(
     rows: dict[str, Any] = {}
     for split, source in splits.items():
         if isinstance(source, _Stream):
-            rows[split] = StreamRows(source, classes, decoder, workers, seed, *part)
+            rows[split] = StreamRows(source, decoder, workers, seed, *part)
         else:
-            rows[split] = DiskRows(source, classes, decoder, workers)
+            rows[split] = DiskRows(source, decoder, workers)
     rows["train"].sample(1)  # tells the decoder what images look like
-    return ImageData(name, classes, rows["train"], rows["test"])
+    return ImageData(name, classes.names, rows["train"], rows["test"])
 
 
 def at_size(rows: Rows, size: int, center_crop: float) -> Rows:
@@ -98,14 +88,12 @@ class DiskRows:
 
     Attributes:
         cells: Gives the cells of some rows.
-        classes: The class names.
         decoder: What all pictures are brought to.
         workers: Threads.
         indices: Which rows of ``cells``, in which order; ``None`` for all.
     """
 
     cells: Cells
-    classes: tuple[str, ...]
     decoder: Decoder
     workers: int
     indices: Tensor | None = None
@@ -129,7 +117,7 @@ class DiskRows:
 
     def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows if self.indices is None else self.indices[rows]
-        return decode(self.cells(rows.tolist()), self.classes, self.decoder)
+        return self.decoder.stack(self.cells(rows.tolist()))
 
 
 @dataclass(frozen=True)
@@ -138,7 +126,6 @@ class StreamRows:
 
     Attributes:
         stream: What they come from.
-        classes: The class names.
         decoder: What all pictures are brought to.
         workers: Threads.
         seed: Of the order.
@@ -148,7 +135,6 @@ class StreamRows:
     """
 
     stream: _Stream
-    classes: tuple[str, ...]
     decoder: Decoder
     workers: int
     seed: int
@@ -195,12 +181,12 @@ class StreamRows:
 
         endless = cells()
         pieces = (list(islice(endless, size)) for size in sizes)
-        return prefetch(pieces, lambda piece: decode(piece, self.classes, self.decoder), self.workers)
+        return prefetch(pieces, self.decoder.stack, self.workers)
 
     def sample(self, count: int | None = None) -> Tensor:
         """The first images."""
         rows = islice(self.stream.cells(self.stream.rows), count or _SAMPLE)
-        return decode(list(rows), self.classes, self.decoder)[0]
+        return self.decoder.stack(rows)[0]
 
 
 class Cells:
@@ -224,138 +210,101 @@ class _Stream:
     """A stream of the ``datasets`` library."""
 
     rows: Any
-    columns: Columns
+    reader: Reader
     where: str
     count: int | None
     shuffled: bool
 
     def cells(self, rows: Any) -> Iterator[Cell]:
+        image, label = self.reader.columns.both
         for i, row in enumerate(rows):
-            yield row[self.columns.image], row[self.columns.label], f"{self.where}, row {i} of the stream"
+            yield self.reader.cell(row[image], row[label], f"{self.where}, row {i} of the stream")
 
 
-def decode(cells: Iterable[Cell], classes: Sequence[str], decoder: Decoder) -> tuple[Tensor, Tensor]:
-    """Decodes pictures and checks their labels.
-
-    Returns:
-        Images uint8 ``[B, C, H, W]`` and labels int64 ``[B]``.
-
-    Raises:
-        BitLabError: An unreadable picture, or a label out of range; the message names its place.
-    """
-    images, labels = [], []
-    for value, label, where in cells:
-        if label is None or not 0 <= label < len(classes):
-            raise BitLabError(
-                f"{where}: label {label} is out of range 0 to {len(classes) - 1} ({len(classes)} classes)"
-            )
-        images.append(decoder(encoded(value, where), where))
-        labels.append(label)
-    if not labels:
-        raise BitLabError("the dataset holds no images")
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
-
-
-def _open_cells(name: str) -> tuple[tuple[str, ...], dict[str, Cells]]:
-    """Class names, and train and test cells, of an image folder or of a table in a memory-mapped Arrow file."""
+def _open_cells(name: str) -> tuple[Classes, dict[str, Cells]]:
+    """Classes, and train and test cells, of an image folder or of a table in a memory-mapped Arrow file."""
     folder = local_folder(name)
-    if folder is not None and not parquet_files(folder, ("train",)):
+    if folder is None:
+        tables = fetch_hub(hub := hub_name(name))
+        reader = hub_reader(hub, tables)
+    elif (parquet := open_parquet(folder)) is not None:
+        tables, reader = _tables(parquet), parquet.reader
+    else:
         classes, pictures = image_folders(folder)
-        return classes, {split: _folder_cells(rows) for split, rows in pictures.items()}
-    tables = _parquet_tables(folder) if folder is not None else fetch_hub(_hub(name))
-    splits: dict[str, Cells] = {}
-    classes = None
-    for split, table in tables.items():
-        where = f"{name} ({split})"
-        columns = find_columns(table.features.arrow_schema, where)
-        splits[split] = _table_cells(table, columns, where)
-        classes = classes or columns.classes or _numbered(table, columns)
-    return classes or (), splits
+        return classes, {split: _folder_cells(cells) for split, cells in pictures.items()}
+    cells = {split: _table_cells(table, reader, f"{name} ({split})") for split, table in tables.items()}
+    return reader.classes, cells
 
 
-def _folder_cells(pictures: list[tuple[Path, int]]) -> Cells:
-    return Cells(len(pictures), lambda rows: [(pictures[i][0], pictures[i][1], str(pictures[i][0])) for i in rows])
+def _folder_cells(pictures: list[Cell]) -> Cells:
+    return Cells(len(pictures), lambda rows: [pictures[i] for i in rows])
 
 
-def _table_cells(table: Any, columns: Columns, where: str) -> Cells:
-    rows_of = table.select_columns([columns.image, columns.label]).with_format("arrow")
+def _table_cells(table: Any, reader: Reader, where: str) -> Cells:
+    columns = reader.columns
+    rows_of = table.select_columns(columns.both).with_format("arrow")
 
     def read(rows: list[int]) -> list[Cell]:
         piece = rows_of[rows]
-        values = piece.column(columns.image).to_pylist(), piece.column(columns.label).to_pylist()
-        return [(image, label, f"{where}, row {i}") for i, image, label in zip(rows, *values, strict=True)]
+        values = zip(rows, *(piece.column(name).to_pylist() for name in columns.both), strict=True)
+        return [reader.cell(image, label, f"{where}, row {i}") for i, image, label in values]
 
     return Cells(len(table), read)
 
 
-def _numbered(table: Any, columns: Columns) -> tuple[str, ...]:
-    """Class names for labels without any: their numbers."""
-    labels = table.select_columns([columns.label]).with_format("numpy")[:][columns.label]
-    return tuple(map(str, range(int(labels.max()) + 1)))
-
-
-def _parquet_tables(folder: Path, streaming: bool = False) -> dict[str, Any]:
-    """The tables of a folder's parquet files."""
+def _tables(parquet: ParquetFolder, streaming: bool = False) -> dict[str, Any]:
+    """The tables of a folder's parquet files, with the two columns alone."""
     import datasets
 
-    files = {"train": parquet_files(folder, ("train",)), "test": parquet_files(folder, TEST_NAMES)}
-    if not files["test"]:
-        raise BitLabError(f"{folder}: there is no test-*.parquet beside the training files")
     try:
         with _quiet():
             tables: Any = datasets.load_dataset(
                 "parquet",
-                data_files={split: [str(p) for p in paths] for split, paths in files.items()},
+                data_files={split: [str(p) for p in paths] for split, paths in parquet.files.items()},
                 cache_dir=str(cache_dir() / "arrow"),
                 streaming=streaming,
+                columns=parquet.reader.columns.both,
+                batch_size=ROWS,
             )
     except Exception as error:  # the library raises many kinds, most of them undocumented
         reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
-        raise BitLabError(f"{folder}: its parquet files cannot be read ({reason}); fetch them again") from None
-    return {split: tables[split] for split in files}
+        raise BitLabError(f"{parquet.folder}: its parquet files cannot be read ({reason}); fetch them again") from None
+    return {split: tables[split] for split in parquet.files}
 
 
-def _open_streams(name: str) -> tuple[tuple[str, ...], dict[str, _Stream]]:
-    """Class names, and train and test streams, of a hub name or of local parquet files."""
+def _open_streams(name: str) -> tuple[Classes, dict[str, _Stream]]:
+    """Classes, and train and test streams, of a hub name or of local parquet files."""
+    folder = local_folder(name)
+    if folder is None:
+        tables = fetch_hub(hub := hub_name(name), streaming=True)
+        for split, table in tables.items():
+            if table.features is None:
+                raise BitLabError(f"{name} ({split}) does not say what its columns are; use loading disk")
+            if find_columns(table.features.arrow_schema, f"{name} ({split})").names is None:
+                raise BitLabError(f"{name} has no class names, and a stream cannot be counted; use loading disk")
+        reader = hub_reader(hub, tables)
+        counts = {split: (table.info.splits or {}).get(split) for split, table in tables.items()}
+        counts = {split: getattr(count, "num_examples", count) for split, count in counts.items()}
+    elif (parquet := open_parquet(folder)) is not None:
+        tables, reader = _tables(parquet, streaming=True), parquet.reader
+        counts = {split: parquet.count(split) for split in tables}
+    else:
+        raise BitLabError(f"{folder} holds image folders, which are no stream; use loading disk")
+    streams: dict[str, _Stream] = {}
+    for split, table in tables.items():
+        rows = _undecoded(table, reader).select_columns(reader.columns.both)
+        streams[split] = _Stream(rows, reader, f"{name} ({split})", counts[split], split == "train")
+    return reader.classes, streams
+
+
+def _undecoded(table: Any, reader: Reader) -> Any:
+    """The stream without the library's own decoding of images."""
     import datasets
 
-    folder = local_folder(name)
-    if folder is not None and not parquet_files(folder, ("train",)):
-        raise BitLabError(f"{folder} holds image folders, which are no stream; use loading disk")
-    tables = _parquet_tables(folder, True) if folder is not None else fetch_hub(_hub(name), streaming=True)
-    streams: dict[str, _Stream] = {}
-    classes: tuple[str, ...] | None = None
-    for split, table in tables.items():
-        where = f"{name} ({split})"
-        if table.features is None:
-            raise BitLabError(f"{where} does not say what its columns are; use loading disk")
-        columns = find_columns(table.features.arrow_schema, where)
-        classes = classes or columns.classes
-        if isinstance(table.features[columns.image], datasets.Image):
-            table = table.cast_column(columns.image, datasets.Image(decode=False))
-        rows = table.select_columns([columns.image, columns.label])
-        count = _count(folder, split) if folder is not None else (table.info.splits or {}).get(split)
-        streams[split] = _Stream(rows, columns, where, getattr(count, "num_examples", count), split == "train")
-    if classes is None:
-        raise BitLabError(f"{name} has no class names, and a stream cannot be counted; use loading disk")
-    return classes, streams
-
-
-def _count(folder: Path, split: str) -> int:
-    """The rows of a folder's parquet files, as their footers say."""
-    import pyarrow.parquet as pq
-
-    files = parquet_files(folder, ("train",) if split == "train" else TEST_NAMES)
-    return sum(pq.read_metadata(path).num_rows for path in files)
-
-
-def _hub(name: str) -> str:
-    """A name's dataset on the hub."""
-    if name in KNOWN:
-        return KNOWN[name].hub
-    if "/" not in name or name.startswith((".", "/", "~")):
-        raise unknown("dataset", name, KNOWN)
-    return name
+    image = reader.columns.image
+    if isinstance(table.features[image], datasets.Image):
+        return table.cast_column(image, datasets.Image(decode=False))
+    return table
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import PIL
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -17,11 +19,23 @@ from torch import Tensor
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 
-_LAYOUT = 1
-"""Part of every key: raise it when decoding changes."""
+_DECODING = (2, PIL.__version__)
+"""Part of every key, as other versions decode otherwise; raise the number when decoding changes."""
 
-Decoded = tuple[tuple[str, ...], dict[str, Tensor]]
-"""Class names, and the tensors by name."""
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded dataset.
+
+    Attributes:
+        classes: The class names.
+        tensors: The tensors by name.
+        lasting: Whether the key that it is cached under covers everything that it was made of.
+    """
+
+    classes: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    lasting: bool = True
 
 
 def cache_dir() -> Path:
@@ -45,24 +59,25 @@ def cached(key: Any, build: Callable[[], Decoded]) -> Decoded:
         key: JSON-serializable; everything that the result depends on.
         build: Decodes the data.
     """
-    digest = hashlib.sha256(json.dumps([_LAYOUT, key], default=str).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps([_DECODING, key], default=str).encode()).hexdigest()[:32]
     path = cache_dir() / "data" / f"{digest}.safetensors"
     with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError):
         return _read(path)
-    classes, tensors = build()
-    with contextlib.suppress(BitLabError):
-        _write(path, classes, tensors)
-    return classes, tensors
+    decoded = build()
+    if decoded.lasting:
+        with contextlib.suppress(BitLabError):
+            _write(path, decoded)
+    return decoded
 
 
 def _read(path: Path) -> Decoded:
     """Reads an entry."""
     with safe_open(path, framework="pt") as file:
         classes = tuple(json.loads(file.metadata()["classes"]))
-        return classes, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return Decoded(classes, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
 
 
-def _write(path: Path, classes: tuple[str, ...], tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, decoded: Decoded) -> None:
     """Writes an entry; no reader ever sees half of it."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(contiguous, metadata={"classes": json.dumps(classes)}))
+    contiguous = {name: tensor.contiguous() for name, tensor in decoded.tensors.items()}
+    write_atomically(path, save(contiguous, metadata={"classes": json.dumps(decoded.classes)}))

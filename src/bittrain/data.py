@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bitcore.errors import BitLabError, unknown
 from bittrain.cache import Decoded, cached, file_stamp
-from bittrain.decode import Columns, View, check_labels, class_folders, decode_table, find_columns, folder_pictures
+from bittrain.classes import Classes
+from bittrain.decode import Cell, View
+from bittrain.folders import image_folders
+from bittrain.hub import KNOWN, Known, fetch_hub, hub_name, hub_reader
+from bittrain.parquet import open_parquet
 from bittrain.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-TEST_NAMES = ("test", "validation", "valid", "val")
-"""What the split that a model is measured on may be called, best first."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known about a dataset beyond its files.
-
-    Attributes:
-        hub: Its name on the Hugging Face hub; empty for embedded data.
-        mean: Mean a channel of the training pixels in [0, 1].
-        std: Standard deviation a channel.
-    """
-
-    hub: str = ""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-
-KNOWN: dict[str, Known] = {
-    "digits": Known(),
-    "mnist": Known("ylecun/mnist", (0.1307,), (0.3081,)),
-    "fashion_mnist": Known("zalando-datasets/fashion_mnist", (0.2860,), (0.3530,)),
-    "cifar10": Known("uoft-cs/cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": Known("uoft-cs/cifar100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": Known("ILSVRC/imagenet-1k", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
+from bittrain.tables import ROWS
 
 
 @dataclass(frozen=True)
@@ -180,29 +155,28 @@ def load_dataset(
     view = View(image_size, channels, center_crop)
     folder = local_folder(name)
     if folder is not None:
-        classes, tensors = _load_folder(folder, view)
+        found = _load_folder(folder, view)
     elif name == "digits":
-        classes, tensors = _load_digits(view)
-    elif (known := KNOWN.get(name)) is not None:
-        classes, tensors = _load_hub(known.hub, view)
-    elif "/" in name and not name.startswith((".", "/", "~")):
-        classes, tensors = _load_hub(name, view)
-    elif "/" in name:
-        raise BitLabError(f"no folder {name}; a dataset is a folder, a hub name owner/name or {', '.join(KNOWN)}")
+        found = _load_digits(view)
     else:
-        raise unknown("dataset", name, KNOWN)
+        found = _load_hub(hub_name(name), view)
+    tensors = found.tensors
     splits = {s: Split(tensors[f"{s}_images"], tensors[f"{s}_labels"]) for s in ("train", "test")}
-    for split, rows in splits.items():
-        check_labels(rows.labels, classes, f"{name} ({split})")
-    return ImageData(name, classes, splits["train"], splits["test"])
+    return ImageData(name, found.classes, splits["train"], splits["test"])
 
 
 def local_folder(name: str) -> Path | None:
     """The folder that a dataset's name means, if any."""
-    if (root := os.environ.get("BITLAB_DATA")) and (Path(root) / name).is_dir():
-        return Path(root) / name
-    if name not in KNOWN and Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    root = os.environ.get("BITLAB_DATA")
+    if not name:
+        return None
+    try:
+        if root and (Path(root) / name).is_dir():
+            return Path(root) / name
+        if name not in KNOWN and (folder := Path(name).expanduser()).is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name, an unknown user's home
+        raise BitLabError(f"dataset {name[:200]!r} is no name of a folder: {error}") from None
     return None
 
 
@@ -211,7 +185,6 @@ def _load_digits(view: View) -> Decoded:
 
     The test set is the first fifth of each class after a shuffle by the frozen legacy generator with seed 0.
     """
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -229,157 +202,51 @@ def _load_digits(view: View) -> Decoded:
         train += rows[cut:].tolist()
     order = {"train": torch.tensor(sorted(train)), "test": torch.tensor(sorted(test))}
     tensors = {f"{s}_{k}": v[i] for s, i in order.items() for k, v in (("images", images), ("labels", labels))}
-    return tuple(map(str, range(10))), tensors
+    return Decoded(tuple(map(str, range(10))), tensors)
 
 
 def _load_folder(folder: Path, view: View) -> Decoded:
     """A local folder of either kind."""
-    train = parquet_files(folder, ("train",))
-    if train:
-        test = parquet_files(folder, TEST_NAMES)
-        if not test:
-            raise BitLabError(f"{folder}: there is no test-*.parquet beside the training files")
-        key = ["parquet", file_stamp(train), file_stamp(test), astuple(view)]
-        return cached(key, lambda: _decode_parquet(train, test, view))
+    if (tables := open_parquet(folder)) is not None:
+        key = ["parquet", {s: file_stamp(files) for s, files in tables.files.items()}, astuple(view)]
+        cells = {split: tables.cells(split) for split in tables.files}
+        return cached(key, lambda: _decode(cells, tables.reader.classes, view))
     classes, pictures = image_folders(folder)
-    key = ["images", {s: file_stamp(p for p, _ in rows) for s, rows in pictures.items()}, classes, astuple(view)]
-
-    def build() -> Decoded:
-        decoder = view.decoder()
-        tensors: dict[str, Tensor] = {}
-        for split, rows in pictures.items():
-            tensors[f"{split}_images"] = decoder.stack((p, str(p)) for p, _ in rows)
-            tensors[f"{split}_labels"] = torch.tensor([label for _, label in rows], dtype=torch.int64)
-        return classes, tensors
-
-    return cached(key, build)
-
-
-def image_folders(folder: Path) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]]]:
-    """Lists ``train/CLASS/`` and ``test/CLASS/`` below a folder.
-
-    Returns:
-        The class names, and the pictures with their labels of ``train`` and ``test``.
-
-    Raises:
-        BitLabError: A folder is missing, has no class folders, or a class folder is empty.
-    """
-    if not (folder / "train").is_dir():
-        raise BitLabError(f"{folder}: found neither train-*.parquet files nor a folder train/ with one folder a class")
-    test_folder = next((folder / t for t in TEST_NAMES if (folder / t).is_dir()), None)
-    if test_folder is None:
-        raise BitLabError(f"{folder}: there is no folder test/ beside train/")
-    classes = tuple(class_folders(folder / "train"))
-    if not classes:
-        raise BitLabError(f"{folder / 'train'}: no class folders; put the images into one folder a class")
-    pictures = {"train": folder_pictures(folder / "train", classes), "test": folder_pictures(test_folder, classes)}
-    return classes, pictures
-
-
-def parquet_files(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """The parquet files of the first split of ``names`` that exists, in the folder or the only one below that has any.
-
-    Raises:
-        BitLabError: Several folders below have such files (configurations of one dataset).
-    """
-    for name in names:
-        found = sorted(folder.glob(f"{name}-*.parquet")) or sorted(folder.glob(f"{name}.parquet"))
-        found = found or sorted(folder.glob(f"*/{name}-*.parquet"))
-        if len(parents := sorted({f.parent.name for f in found})) > 1:
-            raise BitLabError(
-                f"{folder} holds several datasets; name one: {', '.join(str(folder / p) for p in parents)}"
-            )
-        if found:
-            return found
-    return []
-
-
-def _decode_parquet(train: list[Path], test: list[Path], view: View) -> Decoded:
-    """Decodes local parquet files."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    decoder = view.decoder()
-    tensors: dict[str, Tensor] = {}
-    classes: tuple[str, ...] | None = None
-    for split, files in (("train", train), ("test", test)):
-        parts: list[tuple[Tensor, Tensor]] = []
-        for path in files:
-            try:
-                file = pq.ParquetFile(path)
-            except (OSError, pa.ArrowException) as error:
-                raise BitLabError(f"{path}: unreadable parquet file ({error}); fetch it again") from None
-            columns = find_columns(file.schema_arrow, str(path))
-            parts.append(decode_table(lambda f=file, c=columns: _pieces(f, c), columns, decoder, str(path)))
-            classes = classes or columns.classes
-        tensors[f"{split}_images"] = torch.cat([images for images, _ in parts])
-        tensors[f"{split}_labels"] = torch.cat([labels for _, labels in parts])
-    return classes or _numbered(tensors["train_labels"]), tensors
-
-
-def _pieces(file: Any, columns: Columns) -> Iterator[pa.Table]:
-    """The two columns of a parquet file, a thousand rows at a time."""
-    import pyarrow as pa
-
-    try:
-        for batch in file.iter_batches(1024, columns=[columns.image, columns.label]):
-            yield pa.Table.from_batches([batch])
-    except (OSError, pa.ArrowException) as error:
-        raise BitLabError(f"unreadable parquet file ({error}); fetch it again") from None
-
-
-def fetch_hub(hub: str, streaming: bool = False) -> dict[str, Any]:
-    """Returns the train and the test split of a dataset of the Hugging Face hub, through its own cache or as streams.
-
-    Args:
-        hub: ``owner/name`` or ``owner/name:config``.
-        streaming: Whether to stream.
-
-    Raises:
-        BitLabError: It cannot be fetched, or has not these splits.
-    """
-    import datasets
-
-    path, _, config = hub.partition(":")
-    try:
-        options: dict[str, Any] = {"streaming": True} if streaming else {}
-        splits: Any = datasets.load_dataset(path, config or None, **options)
-    except Exception as error:  # the library raises many kinds, most of them undocumented
-        reason = (str(error).strip().splitlines() or [""])[0]
-        name = next((name for name, known in KNOWN.items() if known.hub == hub), hub)
-        raise BitLabError(
-            f"dataset {hub} cannot be fetched ({type(error).__name__}: {reason}); check the name and the network, or "
-            f"put its parquet files into a folder {name} and set BITLAB_DATA to the folder above"
-        ) from None
-    test = next((t for t in TEST_NAMES if t in splits), None)
-    if test is None or "train" not in splits:
-        raise BitLabError(f"{hub}: needs the splits train and test, has {', '.join(splits)}")
-    return {"train": splits["train"], "test": splits[test]}
+    stamps = {split: file_stamp(Path(place) for _, _, place in cells) for split, cells in pictures.items()}
+    key = ["images", stamps, classes.names, astuple(view)]
+    return cached(key, lambda: replace(_decode(pictures, classes, view), lasting=True))
 
 
 def _load_hub(hub: str, view: View) -> Decoded:
     """A dataset of the Hugging Face hub, decoded."""
     sources = fetch_hub(hub)
+    key = ["hub", hub, {s: d._fingerprint for s, d in sources.items()}, astuple(view)]
 
     def build() -> Decoded:
-        decoder = view.decoder()
-        tensors: dict[str, Tensor] = {}
-        classes: tuple[str, ...] | None = None
+        reader = hub_reader(hub, sources)
+        cells: dict[str, Iterable[Cell]] = {}
         for split, source in sources.items():
-            where = f"{hub} ({split})"
-            columns = find_columns(source.features.arrow_schema, where)
-            rows = source.select_columns([columns.image, columns.label]).with_format("arrow")
-            images, labels = decode_table(lambda r=rows: r.iter(1024), columns, decoder, where)
-            tensors |= {f"{split}_images": images, f"{split}_labels": labels}
-            classes = classes or columns.classes
-        return classes or _numbered(tensors["train_labels"]), tensors
+            rows = source.select_columns(reader.columns.both).with_format("arrow")
+            cells[split] = reader.cells(rows.iter(ROWS), f"{hub} ({split})")
+        return _decode(cells, reader.classes, view)
 
-    return cached(["hub", hub, {s: d._fingerprint for s, d in sources.items()}, astuple(view)], build)
+    return cached(key, build)
 
 
-def _numbered(labels: Tensor) -> tuple[str, ...]:
-    """Class names for labels without any: their numbers."""
-    return tuple(map(str, range(int(labels.max()) + 1)))
+def _decode(splits: Mapping[str, Iterable[Cell]], classes: Classes, view: View) -> Decoded:
+    """Decodes the pictures of each split; what is read from files that a table names does not last: they may change."""
+    decoder, in_files = view.decoder(), False
+
+    def noting(cells: Iterable[Cell]) -> Iterator[Cell]:
+        nonlocal in_files
+        for cell in cells:
+            in_files |= isinstance(cell[0], Path)
+            yield cell
+
+    tensors: dict[str, Tensor] = {}
+    for split, cells in splits.items():
+        tensors[f"{split}_images"], tensors[f"{split}_labels"] = decoder.stack(noting(cells))
+    return Decoded(classes.names, tensors, lasting=not in_files)
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

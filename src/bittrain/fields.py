@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any, Union, get_args, get_origin
@@ -14,7 +15,11 @@ import yaml
 
 from bitcore.errors import BitLabError, unknown
 
-_BITS = 64  # that a whole number has less than
+_SHOWN = 80
+_LONGEST = 4096
+"""Letters of a text, entries of a list."""
+_DEEPEST = 8
+_LARGEST = 2**63 - 1
 
 
 def option(
@@ -54,12 +59,17 @@ def option(
 
 
 def read_yaml(text: str) -> Any:
-    """Reads safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number), and which refuses a key given twice.
+    """Reads safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number); keys given twice and aliases are refused.
 
     Raises:
-        yaml.YAMLError: It is none.
+        yaml.YAMLError: It is none, or nested too deeply, or a number or date in it is impossible.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, OverflowError) as error:  # 5,000 digits, the 45th of May
+        raise yaml.YAMLError(f"an impossible value ({error})") from None
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
@@ -82,13 +92,24 @@ def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number), and which refuses a key given twice."""
+    """See `read_yaml`."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A node that is no alias: some lines of aliases can stand for billions of values."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the alias *{event.anchor}; write the value itself", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping without double keys."""
+        """A mapping of single values, without double keys."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
@@ -102,6 +123,20 @@ _Loader.add_implicit_resolver(
 )
 
 
+def is_clean(text: str) -> bool:
+    """Whether a text can be shown and kept anywhere: no control characters, no bytes that are no Unicode."""
+    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+
+
+def shown(value: object) -> str:
+    """A value from outside as short, printable text for errors."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):
+        return "a value that is too large to show"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
 def convert(name: str, value: Any, kind: Any) -> Any:
     """Returns ``value`` as ``kind``, where it means that without loss.
 
@@ -111,15 +146,14 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         kind: The field's type.
 
     Raises:
-        BitLabError: It does not.
+        BitLabError: It does not, or holds something that no recipe needs: huge numbers, endless or unprintable texts.
     """
     if get_origin(kind) in (Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
         return convert(name, value, next(k for k in get_args(kind) if k is not types.NoneType))
     base = get_origin(kind) or kind
-    if type(value) is int and value.bit_length() >= _BITS:
-        raise BitLabError(f"recipe key {name}: the number is too large")
+    _check_plain(name, value)
     if base is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if base is tuple:
@@ -130,7 +164,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
             return dict(value)
     elif base is str and type(value) is int:
         return str(value)  # precision: 32
-    elif type(value) is base and (base is not float or math.isfinite(value)):
+    elif type(value) is base:
         return value
     wanted = {
         "tuple": "a list of texts",
@@ -139,7 +173,44 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         "int": "a whole number",
         "bool": "true or false",
     }
-    raise BitLabError(f"recipe key {name}: must be {wanted.get(base.__name__, 'a number')}, not {value!r}")
+    raise BitLabError(f"recipe key {name}: must be {wanted.get(base.__name__, 'a number')}, not {shown(value)}")
+
+
+def _check_plain(name: str, value: Any, depth: int = 0) -> None:
+    """Checks that a value is made of numbers, printable texts, lists and mappings, none of them huge.
+
+    Raises:
+        BitLabError: It is not; the message names the recipe's key ``name``.
+    """
+    if isinstance(value, list | tuple | Mapping):
+        if len(value) > _LONGEST or depth == _DEEPEST:
+            raise BitLabError(f"recipe key {name}: too long or too deeply nested; shorten {shown(value)}")
+        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for part in parts:
+            _check_plain(name, part, depth + 1)
+    elif isinstance(value, str):
+        if len(value) > _LONGEST or not is_clean(value):
+            raise BitLabError(f"recipe key {name}: too long or not printable; correct {shown(value)}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise BitLabError(f"recipe key {name}: must be a number, not {shown(value)}")
+    elif isinstance(value, int):
+        if abs(value) > _LARGEST:
+            raise BitLabError(f"recipe key {name}: at most {_LARGEST}, not {shown(value)}")
+    elif value is not None:
+        raise BitLabError(f"recipe key {name}: must be plain text or a number, not {shown(value)}")
+
+
+def check_file_name(name: str, value: str) -> None:
+    """Checks that a text can name a folder in any folder: it leads nowhere else.
+
+    Raises:
+        BitLabError: It cannot; the message names the recipe's key ``name``.
+    """
+    if value.strip(" .") != value or not value or "/" in value or "\\" in value or len(value.encode()) > 200:
+        raise BitLabError(
+            f"recipe key {name}: must be a folder's name, without / and \\ and dots at its ends, not {shown(value)}"
+        )
 
 
 def canonical(spec: dataclasses.Field[Any], value: Any) -> Any:

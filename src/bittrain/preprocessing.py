@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from bitcore.errors import BitLabError, unknown
+from bittrain.fields import shown
 
 NORMALIZATIONS = ("dataset", "none", "pow2")
 """``dataset``: zero mean, unit variance; ``none``: pixels in [0, 1]; ``pow2``: the int8 code is ``pixel >> 1``."""
+MAX_SIDE = 8192
+"""The largest height and width that pictures are brought to."""
+_LARGEST, _SMALLEST = 1e30, 1e-30
+"""Beyond these, quotients leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,21 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Checks the values, which may come from a file."""
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
+        numbers = (*_listed(self.mean), *_listed(self.std), self.pixel_range, self.center_crop)
+        if not all(type(v) in (int, float) and abs(v) <= _LARGEST for v in numbers):  # NaN compares with nothing
+            raise BitLabError("preprocessing needs finite numbers as mean, std, pixel_range and center_crop")
+        whole = (*_listed(self.image_size), self.channels, self.drop_bits)
+        if not all(type(v) is int for v in whole) or len(_listed(self.image_size)) != 2:
+            raise BitLabError("preprocessing needs an image_size of two whole numbers, whole channels and drop_bits")
+        if not all(1 <= side <= MAX_SIDE for side in self.image_size):
+            raise BitLabError(f"preprocessing needs an image_size of 1 to {MAX_SIDE}, not {shown(self.image_size)}")
+        if self.channels not in (1, 3):
+            raise BitLabError(f"preprocessing needs 1 or 3 channels, not {shown(self.channels)}")
+        if not len(self.mean) == len(self.std) == self.channels:
             raise BitLabError(f"preprocessing needs one mean and one std for each of the {self.channels} channels")
         if not 0 <= self.center_crop <= 1:
             raise BitLabError("preprocessing needs a center_crop of 0 to 1")
-        if min(self.std) <= 0 or self.pixel_range <= 0 or not 0 <= self.drop_bits < 8:
+        if min(*self.std, self.pixel_range) < _SMALLEST or not 0 <= self.drop_bits < 8:
             raise BitLabError("preprocessing needs a positive std and pixel_range, and 0 to 7 dropped bits")
 
     @property
@@ -97,8 +112,10 @@ class Preprocessing:
         """The inverse of `to_dict`.
 
         Raises:
-            BitLabError: A field is missing or unknown.
+            BitLabError: A field is missing or unknown, or its value means nothing.
         """
+        if not isinstance(values, dict):
+            raise BitLabError("unreadable preprocessing: it is no mapping of names to values")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**fields)
@@ -134,6 +151,11 @@ class Preprocessing:
         if normalization == "pow2":
             return cls(image_size, channels, zeros, ones, pixel_range=256.0, drop_bits=1)
         raise unknown("normalization", normalization, NORMALIZATIONS)
+
+
+def _listed(values: Any) -> tuple[Any, ...]:
+    """The values, or the one that ought to be several."""
+    return values if isinstance(values, tuple) else (values,)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -14,9 +14,19 @@ import yaml
 from bitcore.errors import BitLabError, unknown
 from bitcore.files import write_atomically
 from bitmodels.auto import DEFAULT
-from bittrain.fields import canonical, check, convert, option, parse_pairs, read_yaml
+from bittrain.fields import (
+    canonical,
+    check,
+    check_file_name,
+    convert,
+    is_clean,
+    option,
+    parse_pairs,
+    read_yaml,
+    shown,
+)
 from bittrain.losses import LOSSES
-from bittrain.preprocessing import NORMALIZATIONS
+from bittrain.preprocessing import MAX_SIDE, NORMALIZATIONS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step", "one-cycle", "warm-restarts")
@@ -24,6 +34,8 @@ _OWN_OPTIONS, _OWN_QUANT = {"hidden_dims": [64, 32], "bias": False}, "mcu-4bitsy
 """What the default model has, where nothing else is said."""
 STRATEGIES = ("auto", "ddp", "fsdp")
 LOADING = ("memory", "disk", "stream")
+_LARGEST = 1 << 16
+"""Letters of a recipe's file; the longest in use have 3,000."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,12 @@ class Recipe:
         "Data",
         LOADING,
     )
-    workers: int = option(2, "Threads that decode, with loading disk or stream.", "Data", low=0, also=["-j"])
-    image_size: int | None = option(None, "Height and width to resize to.", "Data", low=1, also=["--input-size"])
+    workers: int = option(
+        2, "Threads that decode, with loading disk or stream.", "Data", low=0, high=256, also=["-j"]
+    )
+    image_size: int | None = option(
+        None, "Height and width to resize to.", "Data", low=1, high=MAX_SIDE, also=["--input-size"]
+    )
     center_crop: float = option(
         0.0,
         "Share of a picture's shorter side that a square cut from its centre keeps, as 0.875; 0: squeezed, not cut.",
@@ -82,8 +98,8 @@ class Recipe:
         "Data",
         NORMALIZATIONS,
     )
-    max_train_samples: int | None = option(None, "Train on this many images only.", "Data", low=1)
-    max_test_samples: int | None = option(None, "Measure on this many images only.", "Data", low=1)
+    max_train_samples: int | None = option(None, "Train on this many images only.", "Data", low=1, high=10**9)
+    max_test_samples: int | None = option(None, "Measure on this many images only.", "Data", low=1, high=10**9)
     validation: float = option(
         0.0,
         "Share of the training images held out to choose the best checkpoint; 0: the test set is watched.",
@@ -99,7 +115,9 @@ class Recipe:
     augment_copies: int = option(
         0, "Augmented copies of each image beside the original.", "Augmentation", low=0, high=64
     )
-    augment_size: int | None = option(None, "Augment at this size, then resize to image_size.", "Augmentation", low=1)
+    augment_size: int | None = option(
+        None, "Augment at this size, then resize to image_size.", "Augmentation", low=1, high=MAX_SIDE
+    )
     mixup: float = option(
         0.0, "Mix pairs of images, with a share from Beta(a, a); 0: none.", "Augmentation", low=0, high=16
     )
@@ -170,15 +188,15 @@ class Recipe:
 
     seed: int = option(0, "Seed of everything random.", "Run", low=0)
     device: str = option("auto", "Where to train; auto takes a GPU when there is one.", "Run", ("auto", "cpu", "gpu"))
-    devices: int = option(1, "Processes on each machine, one a GPU.", "Run", low=1, also=["--ngpu"])
-    num_nodes: int = option(1, "Machines.", "Run", low=1)
+    devices: int = option(1, "Processes on each machine, one a GPU.", "Run", low=1, high=1024, also=["--ngpu"])
+    num_nodes: int = option(1, "Machines.", "Run", low=1, high=65536)
     strategy: str = option("auto", "How processes share the work.", "Run", STRATEGIES)
     sync_batchnorm: bool = option(False, "Batch norm over the batches of all processes.", "Run")
     precision: str = option("32", "Arithmetic of training; bf16 and 16 are mixed.", "Run", ("32", "bf16", "16"))
     compile: bool = option(False, "Compile the model with torch.compile.", "Run")
     channels_last: bool = option(False, "Keep images in the order of channels last.", "Run")
     deterministic: bool = option(False, "Refuse operations that are not deterministic.", "Run")
-    threads: int | None = option(None, "CPU threads.", "Run", low=1)
+    threads: int | None = option(None, "CPU threads.", "Run", low=1, high=1024)
     checkpoint_steps: int = option(
         500, "Steps between checkpoints (one follows each epoch anyhow); 0: none.", "Run", low=0
     )
@@ -200,8 +218,7 @@ class Recipe:
             object.__setattr__(self, spec.name, value)
         if not self.name:
             object.__setattr__(self, "name", self._implied_name())
-        if self.name in (".", "..") or "/" in self.name or not self.name.isprintable():
-            raise BitLabError(f"recipe key name: {self.name!r} is no name for a folder; use letters, digits and dashes")
+        check_file_name("name", self.name)
 
     def _implied_name(self) -> str:
         """Model, quantization (unless the model's name says it) and dataset."""
@@ -221,11 +238,13 @@ class Recipe:
         Raises:
             BitLabError: An unknown key (the nearest valid one is named) or a value of the wrong type or range.
         """
+        if not isinstance(values, Mapping):
+            raise BitLabError(f"a recipe is a mapping of keys to values, not {shown(values)}")
         values = _changed(values, changes or {})
         known = [spec.name for spec in fields(cls)]
         for key in values:
             if key not in known:
-                raise unknown("recipe key", key, known)
+                raise unknown("recipe key", key if isinstance(key, str) and is_clean(key) else shown(key), known)
         return cls(**values)
 
     @classmethod
@@ -240,8 +259,12 @@ class Recipe:
             BitLabError: No such file, no YAML mapping, or wrong values (see `from_dict`).
         """
         try:
-            values = read_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            with Path(path).open(encoding="utf-8") as file:
+                text = file.read(_LARGEST + 1)
+            if len(text) > _LARGEST:
+                raise BitLabError(f"{path} is no recipe: it is larger than {_LARGEST >> 10} KiB")
+            values = read_yaml(text)
+        except (OSError, ValueError) as error:
             raise BitLabError(f"cannot read the recipe {path}: {error}") from None
         except yaml.YAMLError as error:
             reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())

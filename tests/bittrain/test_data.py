@@ -116,7 +116,8 @@ def test_cifar100_labels_are_the_fine_ones(tmp_path: Path) -> None:
     table = pa.table({"img": images, "coarse_label": [0, 1], "fine_label": [7, 3]})
     for split in ("train", "test"):
         pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    assert load_dataset(str(tmp_path)).train.labels.tolist() == [7, 3]
+    found = load_dataset(str(tmp_path))
+    assert [found.classes[label] for label in found.train.labels] == ["7", "3"]
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3])
@@ -158,12 +159,12 @@ def test_cache_is_used_and_follows_the_files(tmp_path: Path, monkeypatch: pytest
     first = load_dataset(str(folder), 8)
     entries = list((tmp_path / "cache" / "data").iterdir())
     assert len(entries) == 1
-    decode = data._decode_parquet
-    monkeypatch.setattr(data, "_decode_parquet", lambda *a: pytest.fail("decoded again"))
+    decode = data._decode
+    monkeypatch.setattr(data, "_decode", lambda *a: pytest.fail("decoded again"))
     again = load_dataset(str(folder), 8)
     assert torch.equal(first.train.images, again.train.images)
     assert first.classes == again.classes
-    monkeypatch.setattr(data, "_decode_parquet", decode)
+    monkeypatch.setattr(data, "_decode", decode)
     entries[0].write_bytes(entries[0].read_bytes()[:-5])
     assert torch.equal(load_dataset(str(folder), 8).train.images, first.train.images)  # damaged: rebuilt
     write_parquet(folder / "train-00000-of-00001.parquet", [encode(picture(50))], [2])
@@ -229,10 +230,13 @@ def test_corrupted_image_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("labels", "row", "label"), [([0, 1, -1], 2, -1), ([7, 0, 1], 0, 7)])
-def test_labels_out_of_range(tmp_path: Path, labels: list[int], row: int, label: int) -> None:
-    folder = parquet_folder(tmp_path)
-    write_parquet(folder / "test-00000-of-00001.parquet", [encode(picture(i)) for i in range(3)], labels)
-    with pytest.raises(BitLabError, match=rf"\(test\), row {row}: label {label} is out of range 0 to 2"):
+@pytest.mark.parametrize("named", [False, True])
+def test_labels_out_of_range(tmp_path: Path, named: bool, labels: list[int], row: int, label: int) -> None:
+    names = ["a", "b", "c"] if named else None
+    folder = parquet_folder(tmp_path, names=names)
+    write_parquet(folder / "test-00000-of-00001.parquet", [encode(picture(i)) for i in range(3)], labels, names=names)
+    reason = "is out of range 0 to 2" if named else "occurs in no training row"
+    with pytest.raises(BitLabError, match=rf"test-\S*parquet, row {row}: label {label} {reason}"):
         load_dataset(str(folder))
 
 
