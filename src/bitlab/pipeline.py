@@ -18,6 +18,7 @@ from bitexport.targets import TARGETS, Artifact, Manifest, get_target, is_export
 from bitexport.verify import Verification, compare
 from bitlab.samples import Samples, find_samples
 from bitmodels import load_model
+from bittrain.described import check_description
 from bittrain.evaluate import evaluate, load_split, predict
 from bittrain.fit import restore
 from bittrain.preprocessing import Preprocessing
@@ -45,6 +46,11 @@ class Checkpoint:
         """How pixels become the model's input."""
         return Preprocessing.from_dict(self.extra["preprocessing"])
 
+    @property
+    def classes(self) -> list[str]:
+        """The names of its classes; none where the file does not say."""
+        return self.extra.get("classes", [])
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a run folder, a ``model.safetensors``, or a training checkpoint (``.ckpt``).
@@ -60,7 +66,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise missing_run(path)
     model, extra = restore(path) if path.suffix == ".ckpt" else load_model(path)
-    missing = {"preprocessing", "dataset"} - extra.keys()
+    missing = {"preprocessing", "dataset"} - check_description(extra, path).keys()
     if missing:
         raise BitLabError(f"'{path}' does not say how its input is made ({', '.join(sorted(missing))} missing)")
     return Checkpoint(model, extra, path)
@@ -76,7 +82,9 @@ def measure(checkpoint: Checkpoint, dataset: str | None = None, max_samples: int
     """Returns accuracy and loss on the test split (see `bittrain.evaluate.evaluate`)."""
     name, recipe = dataset or checkpoint.extra["dataset"], checkpoint.extra.get("recipe", {})
     where = {key: recipe[key] for key in ("loading", "workers") if key in recipe}
-    found = evaluate(checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples, **where)
+    found = evaluate(
+        checkpoint.model, name, checkpoint.preprocessing, max_samples=max_samples, classes=checkpoint.classes, **where
+    )
     return {"dataset": name, **found}
 
 
@@ -87,7 +95,7 @@ def measure_integers(checkpoint: Checkpoint) -> float:
         BitLabError: As `make_graph`.
     """
     graph, preprocessing = make_graph(checkpoint), checkpoint.preprocessing
-    network, split = Engine(graph), load_split(checkpoint.extra["dataset"], preprocessing)
+    network, split = Engine(graph), load_split(checkpoint.extra["dataset"], preprocessing, classes=checkpoint.classes)
     chunks = split.images.split(500)
     scores = np.concatenate([network.run(graph.input.quantize(preprocessing(images))) for images in chunks])
     return float((scores.argmax(1) == split.labels.numpy()).mean())
@@ -104,7 +112,7 @@ def make_graph(checkpoint: Checkpoint) -> Graph:
         "dataset": checkpoint.extra["dataset"],
         "preprocessing": preprocessing.to_dict(),
         "pixels": preprocessing.formula(),
-        "classes": checkpoint.extra.get("classes", []),
+        "classes": checkpoint.classes,
     }
     return lower(checkpoint.model, preprocessing.shape, info)
 

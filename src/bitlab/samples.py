@@ -80,7 +80,7 @@ def find_samples(
 
 def _from_dataset(graph: Graph, dataset: str, most: int | None) -> Samples:
     preprocessing = Preprocessing.from_dict(graph.info["preprocessing"])
-    split = load_split(dataset, preprocessing)
+    split = load_split(dataset, preprocessing, classes=graph.info.get("classes", ()))
     images, labels = split.images[:most], split.labels[:most].numpy()
     return Samples(graph.input.quantize(preprocessing(images)), "test images", dataset, labels, images)
 

@@ -17,7 +17,7 @@ from bittrain.classes import Classes
 from bittrain.data import ImageData, Rows, load_dataset, local_folder
 from bittrain.decode import Cell, Decoder, View
 from bittrain.folders import image_folders
-from bittrain.hub import fetch_hub, hub_name, hub_reader
+from bittrain.hub import fetch_hub, hub_name, hub_reader, reason_of
 from bittrain.parquet import ParquetFolder, open_parquet
 from bittrain.prefetch import prefetch
 from bittrain.seeds import derive
@@ -217,8 +217,13 @@ class _Stream:
 
     def cells(self, rows: Any) -> Iterator[Cell]:
         image, label = self.reader.columns.both
-        for i, row in enumerate(rows):
-            yield self.reader.cell(row[image], row[label], f"{self.where}, row {i} of the stream")
+        try:
+            for i, row in enumerate(rows):
+                yield self.reader.cell(row[image], row[label], f"{self.where}, row {i} of the stream")
+        except BitLabError:
+            raise
+        except Exception as error:  # the library raises many kinds, most of them undocumented
+            raise BitLabError(f"{self.where}: the stream cannot be read ({reason_of(error)}); fetch it again") from None
 
 
 def _open_cells(name: str) -> tuple[Classes, dict[str, Cells]]:
@@ -267,7 +272,7 @@ def _tables(parquet: ParquetFolder, streaming: bool = False) -> dict[str, Any]:
                 batch_size=ROWS,
             )
     except Exception as error:  # the library raises many kinds, most of them undocumented
-        reason = (str(error.__cause__ or error).strip().splitlines() or [""])[0]
+        reason = reason_of(error.__cause__ or error)
         raise BitLabError(f"{parquet.folder}: its parquet files cannot be read ({reason}); fetch them again") from None
     return {split: tables[split] for split in parquet.files}
 

@@ -18,6 +18,7 @@ from bitlayers.fusion import train_fused, trains_fused
 from bitmodels import AutoBitModel, data_options, find_model
 from bitmodels.auto import DEFAULT
 from bittrain.checkpoint import load_checkpoint
+from bittrain.described import check_description
 from bittrain.preprocessing import Preprocessing
 from bittrain.recipe import Recipe
 from bittrain.run_folder import missing_run
@@ -140,7 +141,7 @@ def restore(path: Path | str, build: ModelBuilder = build_model) -> tuple[nn.Mod
         BitLabError: As `load_checkpoint`, or the weights do not fit the model.
     """
     checkpoint = load_checkpoint(path)
-    extra = checkpoint["bitlab"]
+    extra = check_description(checkpoint["bitlab"], path)
     try:
         shape = Preprocessing.from_dict(extra["preprocessing"]).shape
         model = build(Recipe.from_dict(extra["recipe"]), shape, len(extra["classes"]))

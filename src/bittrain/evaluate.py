@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,32 +12,50 @@ from bitcore.errors import BitLabError
 from bitlayers.modes import evaluating
 from bittrain.bigdata import first, open_dataset
 from bittrain.data import ImageData, Rows, Split
+from bittrain.described import check_same_classes
 from bittrain.loader import TestLoader
 from bittrain.preprocessing import Preprocessing
 
 
-def load_split(dataset: str | ImageData[Split] | Split, preprocessing: Preprocessing, split: str = "test") -> Split:
+def load_split(
+    dataset: str | ImageData[Split] | Split,
+    preprocessing: Preprocessing,
+    split: str = "test",
+    classes: Sequence[str] = (),
+) -> Split:
     """Returns the images that a model was made for, in memory, at its size and with its channels.
 
     Args:
         dataset: A name (see `load_dataset`), or data in memory.
         preprocessing: The model's.
         split: ``train`` or ``test``.
+        classes: The model's class names, where they are known.
+
+    Raises:
+        BitLabError: As `load_dataset`, or the data has other classes.
     """
-    rows = _open_split(dataset, preprocessing, split, "memory", 0)
+    rows = _open_split(dataset, preprocessing, split, classes, "memory", 0)
     assert isinstance(rows, Split)
     return rows
 
 
 def _open_split(
-    dataset: str | ImageData[Rows] | Rows, preprocessing: Preprocessing, split: str, loading: str, workers: int
+    dataset: str | ImageData[Rows] | Rows,
+    preprocessing: Preprocessing,
+    split: str,
+    classes: Sequence[str],
+    loading: str,
+    workers: int,
 ) -> Rows:
     if isinstance(dataset, str):
         height, width = preprocessing.image_size
         size = height if height == width else None
         crop = preprocessing.center_crop
         dataset = open_dataset(dataset, size, preprocessing.channels, loading, workers, center_crop=crop)
-    return dataset.split(split) if isinstance(dataset, ImageData) else dataset
+    if not isinstance(dataset, ImageData):
+        return dataset
+    check_same_classes(classes, dataset.classes, dataset.name)
+    return dataset.split(split)
 
 
 def predict(model: nn.Module, images: Tensor, preprocessing: Preprocessing, batch_size: int = 1000) -> Tensor:
@@ -73,6 +92,7 @@ def evaluate(
     batch_size: int = 1000,
     loading: str = "memory",
     workers: int = 2,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measures accuracy and loss.
 
@@ -85,14 +105,15 @@ def evaluate(
         batch_size: Images at a time.
         loading: Of a name, see `open_dataset`.
         workers: Likewise.
+        classes: The model's class names, where they are known.
 
     Returns:
         ``samples``, ``correct``, ``accuracy`` (0 to 1) and ``loss`` (mean cross-entropy).
 
     Raises:
-        BitLabError: The dataset has more classes than the model has outputs.
+        BitLabError: The dataset has other classes than the model, or more than it has outputs.
     """
-    rows = _open_split(dataset, preprocessing, split, loading, workers)
+    rows = _open_split(dataset, preprocessing, split, classes, loading, workers)
     if max_samples is not None:
         rows = first(rows, max_samples)
     logits, labels = predict_batches(model, TestLoader(rows, preprocessing, batch_size))

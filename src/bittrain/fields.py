@@ -62,14 +62,12 @@ def read_yaml(text: str) -> Any:
     """Reads safe YAML whose numbers are YAML 1.2's (``1e-3`` is a number); keys given twice and aliases are refused.
 
     Raises:
-        yaml.YAMLError: It is none, or nested too deeply, or a number or date in it is impossible.
+        yaml.YAMLError: It is none, or deeply nested, or a number or date in it is impossible.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except (ValueError, OverflowError) as error:  # 5,000 digits, the 45th of May
         raise yaml.YAMLError(f"an impossible value ({error})") from None
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
 
 
 def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
@@ -94,14 +92,21 @@ def parse_pairs(texts: Iterable[str], what: str) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """See `read_yaml`."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A node that is no alias: some lines of aliases can stand for billions of values."""
+        """A node that is no alias (some lines of them can stand for billions of values) and not deep (which is slow)."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(
                 None, None, f"the alias *{event.anchor}; write the value itself", event.start_mark
             )
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > 2 * _DEEPEST:
+            raise yaml.YAMLError("nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping of single values, without double keys."""

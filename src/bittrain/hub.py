@@ -69,16 +69,20 @@ def fetch_hub(hub: str, streaming: bool = False) -> dict[str, Any]:
         options: dict[str, Any] = {"streaming": True} if streaming else {}
         splits: Any = datasets.load_dataset(path, config or None, **options)
     except Exception as error:  # the library raises many kinds, most of them undocumented
-        reason = (str(error).strip().splitlines() or [""])[0]
         name = next((name for name, known in KNOWN.items() if known.hub == hub), hub)
         raise BitLabError(
-            f"dataset {hub} cannot be fetched ({type(error).__name__}: {reason}); check the name and the network, or "
-            f"put its parquet files into a folder {name} and set BITLAB_DATA to the folder above"
+            f"dataset {hub} cannot be fetched ({type(error).__name__}: {reason_of(error)}); check the name and the "
+            f"network, or put its parquet files into a folder {name} and set BITLAB_DATA to the folder above"
         ) from None
     test = next((t for t in TEST_NAMES if t in splits), None)
     if test is None or "train" not in splits:
         raise BitLabError(f"{hub}: needs the splits train and test, has {', '.join(splits)}")
     return {"train": splits["train"], "test": splits[test]}
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def hub_reader(hub: str, tables: Mapping[str, Any]) -> Reader:

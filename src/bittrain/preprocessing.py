@@ -46,11 +46,13 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Checks the values, which may come from a file."""
-        numbers = (*_listed(self.mean), *_listed(self.std), self.pixel_range, self.center_crop)
+        if not all(isinstance(values, tuple) for values in (self.image_size, self.mean, self.std)):
+            raise BitLabError("preprocessing needs lists as image_size, mean and std")
+        numbers = (*self.mean, *self.std, self.pixel_range, self.center_crop)
         if not all(type(v) in (int, float) and abs(v) <= _LARGEST for v in numbers):  # NaN compares with nothing
             raise BitLabError("preprocessing needs finite numbers as mean, std, pixel_range and center_crop")
-        whole = (*_listed(self.image_size), self.channels, self.drop_bits)
-        if not all(type(v) is int for v in whole) or len(_listed(self.image_size)) != 2:
+        whole = (*self.image_size, self.channels, self.drop_bits)
+        if not all(type(v) is int for v in whole) or len(self.image_size) != 2:
             raise BitLabError("preprocessing needs an image_size of two whole numbers, whole channels and drop_bits")
         if not all(1 <= side <= MAX_SIDE for side in self.image_size):
             raise BitLabError(f"preprocessing needs an image_size of 1 to {MAX_SIDE}, not {shown(self.image_size)}")
@@ -108,7 +110,7 @@ class Preprocessing:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+    def from_dict(cls, values: Any) -> Preprocessing:
         """The inverse of `to_dict`.
 
         Raises:
@@ -151,11 +153,6 @@ class Preprocessing:
         if normalization == "pow2":
             return cls(image_size, channels, zeros, ones, pixel_range=256.0, drop_bits=1)
         raise unknown("normalization", normalization, NORMALIZATIONS)
-
-
-def _listed(values: Any) -> tuple[Any, ...]:
-    """The values, or the one that ought to be several."""
-    return values if isinstance(values, tuple) else (values,)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -14,6 +14,7 @@ from bitcore.errors import BitLabError
 from bitmodels.hub import find_file
 from bitmodels.io import load_model
 from bittrain.build import restore
+from bittrain.described import check_description
 from bittrain.preprocessing import Preprocessing
 from bittrain.run_folder import known_run, missing_run
 
@@ -41,13 +42,13 @@ def load_teacher(name: Path | str, classes: Sequence[str], preprocessing: Prepro
         model, extra = restore(path)
     else:
         model, extra = load_model(path if path.suffix == ".safetensors" else find_file(name))
-    theirs = extra.get("classes", [])
+    theirs = check_description(extra, path).get("classes", [])
     if list(theirs) != list(classes):
         raise BitLabError(
             f"the teacher {name} knows the {len(theirs)} classes {_few(theirs)}, the data has the {len(classes)} "
             f"classes {_few(classes)}; take a teacher that was trained on the same classes"
         )
-    if Preprocessing.from_dict(extra["preprocessing"]) != preprocessing:
+    if Preprocessing.from_dict(extra.get("preprocessing")) != preprocessing:
         raise BitLabError(
             f"the teacher {name} was trained on other input (size, channels, normalization or center_crop); "
             "give the recipe the teacher's image_size, channels, normalization and center_crop"

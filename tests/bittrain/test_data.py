@@ -167,10 +167,10 @@ def test_cache_is_used_and_follows_the_files(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(data, "_decode", decode)
     entries[0].write_bytes(entries[0].read_bytes()[:-5])
     assert torch.equal(load_dataset(str(folder), 8).train.images, first.train.images)  # damaged: rebuilt
-    write_parquet(folder / "train-00000-of-00001.parquet", [encode(picture(50))], [2])
-    assert len(load_dataset(str(folder), 8).train) == 1
+    write_parquet(folder / "train-00000-of-00001.parquet", [encode(picture(50 + i)) for i in range(4)], [2, 1, 0, 2])
+    assert len(load_dataset(str(folder), 8).train) == 4
     monkeypatch.setenv("BITLAB_CACHE", str(folder / "test-00000-of-00001.parquet"))  # not a folder: only slower
-    assert len(load_dataset(str(folder), 8).train) == 1
+    assert len(load_dataset(str(folder), 8).train) == 4
     assert not list(cache.cache_dir().parent.glob("*.part"))
 
 
