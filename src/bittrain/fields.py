@@ -95,7 +95,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """A node that is no alias (some lines of them can stand for billions of values) and not deep (which is slow)."""
+        """A node that is no alias (a few can stand for billions of values), and not deep (which is slow)."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(

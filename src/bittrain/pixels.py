@@ -15,7 +15,7 @@ from bittrain.preprocessing import MAX_SIDE
 MAX_PIXELS = MAX_SIDE * MAX_SIDE
 """Larger pictures are refused before anything of them is decoded."""
 
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 """What is read, as Pillow calls it; what needs another program (EPS) or is no picture (PDF) never is."""
 _BACKGROUND = "white"
 _DEEP = ("I", "F")
@@ -77,7 +77,8 @@ def plain(image: Image.Image) -> Image.Image:
     """
     check_size(image.size)
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    if any(kind in str(name).lower() for name in image.info for kind in ("exif", "xmp")):  # most have none
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(_DEEP):
         image = _eight_bits(image)
     mode = "L" if _is_grey(image) else "RGB"

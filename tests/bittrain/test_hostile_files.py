@@ -199,7 +199,7 @@ def test_a_models_classes_are_those_of_the_data() -> None:
             check_same_classes(list(model), tuple(data), "x")
 
 
-COUNT = 100
+COUNT = 60
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 PIECES = [
     "&a ",
@@ -273,6 +273,6 @@ def test_random_datasets_are_read_or_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["read"] > 10
-    assert found["refused"] > 30
+    assert found["read"] > 5
+    assert found["refused"] > 20
     assert found["read"] + found["refused"] == COUNT

@@ -110,9 +110,14 @@ def kinds() -> dict[str, tuple[bytes, Pixels]]:
         "floats": (encode(Image.fromarray(UNIT), "TIFF"), np.rint(UNIT * 255)),
         "floats as PFM": (encode(Image.fromarray(UNIT), "PPM"), np.rint(UNIT * 255)),
     }
-    for kind in ("PNG", "TIFF"):
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
         for orientation, pixels in ways.items():
-            made[f"{kind} turned {orientation}"] = encode(colours, kind, exif=turned(orientation)), pixels
+            made[f"{kind} turned {orientation}"] = encode(colours, kind, exif=turned(orientation), **options), pixels
+    with Image.open(io.BytesIO(encode(colours, "JPEG"))) as lossy:
+        upright = np.rot90(np.array(lossy), -1)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+    made["JPEG turned"] = encode(colours, "JPEG", exif=turned(6)), upright
+    made["JPEG turned by XMP"] = encode(colours, "JPEG", xmp=xmp), upright
     return {name: (code, pixels.astype(np.uint8)) for name, (code, pixels) in made.items()}
 
 
