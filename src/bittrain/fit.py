@@ -127,7 +127,9 @@ class _Run:
         methods = make_callbacks(recipe.methods)
         self.average = WeightAverage(recipe.ema) if recipe.ema else None
         average = [self.average] if self.average else []
-        self.trainer = trainer = _trainer(recipe, run_dir, progress, [*methods, FreshStatistics(), *average, *callbacks], checkpoint)
+        self.trainer = trainer = _trainer(
+            recipe, run_dir, progress, [*methods, FreshStatistics(), *average, *callbacks], checkpoint
+        )
         rank, processes = trainer.global_rank, trainer.world_size
         stages = [method.name for method in methods if isinstance(method, StagedQuantization)]
         if len(stages) > 1:

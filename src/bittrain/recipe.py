@@ -78,9 +78,7 @@ class Recipe:
         "Data",
         LOADING,
     )
-    workers: int = option(
-        2, "Threads that decode, with loading disk or stream.", "Data", low=0, high=256, also=["-j"]
-    )
+    workers: int = option(2, "Threads that decode, with loading disk or stream.", "Data", low=0, high=256, also=["-j"])
     image_size: int | None = option(
         None, "Height and width to resize to.", "Data", low=1, high=MAX_SIDE, also=["--input-size"]
     )
