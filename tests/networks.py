@@ -120,7 +120,7 @@ def convolutional(
     """Convolutions (strided, padded, depthwise, dilated) with all that may stand between them, then a linear layer."""
     norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(6)] if batch_norm else [nn.Identity()] * 3
     layers = OrderedDict(
-        conv0=nn.Conv2d(2, 8, 3, stride=1, padding=1, bias=bias),
+        conv0=nn.Conv2d(CONV_SHAPE[0], 8, 3, stride=1, padding=1, bias=bias),
         norm0=norms[0],
         act0=activation(),
         pool0=nn.MaxPool2d(2) if pool else nn.Identity(),
@@ -139,7 +139,7 @@ def convolutional(
     return quantize(model, config)
 
 
-CONV_SHAPE = (2, 9, 8)
+CONV_SHAPE = (3, 9, 8)
 
 
 def with_ranges(model: nn.Module) -> nn.Module:

@@ -68,7 +68,7 @@ def test_any_format_is_right_in_c_and_in_the_engine(
             assert np.array_equal(program.run(f"{name}_{optimize}", codes), expected), (name, optimize)
 
 
-@pytest.mark.parametrize("target", [CTarget(), CTarget(optimize="flash"), EngineTarget()], ids=str)
+@pytest.mark.parametrize("target", [CTarget(), CTarget(optimize="flash"), EngineTarget()], ids=("c", "flash", "engine"))
 def test_weights_that_are_no_levels_are_refused(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from bitcore.quantizers import STATIC_RANGES
 from bitcore.quantizers.ranges import Remembered
 from bitexport import lower
 from bitlayers import BitLayer, calibrate, pack, quantize
-from bitlayers.convert import CONVERSIONS
+from bitlayers.places import CONVERSIONS
 from bitlayers.shapes import for_shapes
 from bittrain.data import Split, load_dataset
 from networks import CONV_SHAPE, convolutional, perceptron

@@ -26,7 +26,7 @@ from bittrain.recipe import Recipe
 from networks import CONV_SHAPE, convolutional
 
 SOURCES = Path(__file__).parents[2] / "src"
-PREPROCESSING = Preprocessing(CONV_SHAPE[1:], CONV_SHAPE[0], (0.5,) * 2, (0.25,) * 2)
+PREPROCESSING = Preprocessing(CONV_SHAPE[1:], CONV_SHAPE[0], (0.5,) * 3, (0.25,) * 3)
 SPLIT = Split(torch.randint(256, (4, *CONV_SHAPE), dtype=torch.uint8), torch.arange(4))
 X = PREPROCESSING(SPLIT.images)
 

@@ -278,9 +278,9 @@ def test_long_trainings_and_frozen_statistics_are_left_alone(tmp_path: Path, mon
     assert len(called) == 1
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
     freeze_batchnorm(model)
-    before = model[1].running_mean.clone()
+    before = model[1].get_buffer("running_mean").clone()
     reestimate_batchnorm(model, [torch.randn(9, 3)])
-    assert torch.equal(model[1].running_mean, before)
+    assert torch.equal(model[1].get_buffer("running_mean"), before)
 
 
 def test_statistics_that_are_no_numbers_are_estimated_anew_too() -> None:
@@ -340,14 +340,14 @@ def test_regroup_is_the_order_of_a_new_optimizer() -> None:
     optimizer = make_optimizer(model, recipe)
     model(torch.randn(8, 5)).sum().backward()
     optimizer.step()
-    kept = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    kept = optimizer.state[model[0].get_parameter("weight")]["momentum_buffer"].clone()
     model[0].requantize(get_preset("lsq-4"))
     regroup(optimizer, model, 0.1)
     fresh = make_optimizer(model, recipe)
     for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
         assert [id(p) for p in group["params"]] == [id(p) for p in new["params"]]
         assert group["weight_decay"] == new["weight_decay"]
-    assert torch.equal(optimizer.state[model[0].weight]["momentum_buffer"], kept)
+    assert torch.equal(optimizer.state[model[0].get_parameter("weight")]["momentum_buffer"], kept)
     gone = model[2].weight_quantizer.source.step
     model[2].requantize(get_preset("w8a8"))
     regroup(optimizer, model, 0.1)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from bitcore.errors import BitLabError
+from bitlayers import BitLayer
 from bitmodels import list_models
 from bittrain.build import build_model
 from bittrain.fit import fit
@@ -118,7 +119,7 @@ def test_what_a_file_leaves_open_follows_from_the_flags(tmp_path: Path) -> None:
 def test_a_binary_model_is_trained_with_one_bit() -> None:
     recipe = Recipe.from_dict({}, {"model": "resnet_binary", "model_options": ["width=4"], "dataset": "cifar10"})
     model = build_model(recipe, (3, 32, 32), 10)
-    formats = {m.quant_config.weight_format for m in model.modules() if hasattr(m, "quant_config")}
+    formats = {m.quant_config.weight_format for m in model.modules() if isinstance(m, BitLayer)}
     assert "binary" in formats and "4bitsym" not in formats
 
 

@@ -25,7 +25,7 @@ from bitcore.kernels import machine
 from bitcore.kernels.native import library
 from bitcore.quantizers import QTensor
 from bitlayers import BitConv2d, BitLinear, pack, quantize
-from bitlayers.convert import CONVERSIONS
+from bitlayers.places import CONVERSIONS
 from graphs import random_graph
 
 pytestmark = pytest.mark.skipif(not hasattr(library(), "bit_engine_run"), reason="needs the native vector kernels")
