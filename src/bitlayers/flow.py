@@ -6,7 +6,6 @@ The code is followed by torch.fx where it can be, else the calls of an example.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,19 +21,8 @@ from bitlayers.activations import RPReLU, RSign
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import PROJECTIONS, BitMultiheadAttention
 from bitlayers.modes import evaluating
-from bitlayers.signs import (
-    INPLACE,
-    JOINS,
-    KEEPS,
-    NO_TENSOR,
-    Sign,
-    changes_its_input,
-    joined,
-    name_of,
-    options_of,
-    sign_of,
-    word,
-)
+from bitlayers.signs import JOINS, NO_TENSOR, Sign, joined, options_of, sign_of, word
+from bitlayers.tracing import Tracer, changed_by, either, name_of
 
 Layer = tuple[nn.Module, str]
 """A layer: a module, or an attention module and the name of its projection."""
@@ -81,39 +69,6 @@ class Flow:
         """Notes a call of a layer."""
         seen = [value, self.inputs[layer]] if layer in self.inputs else [value]
         self.inputs[layer] = any_of(seen)
-
-
-class _Proxy(fx.Proxy):
-    """Keeps ``x += y`` and ``x[i] = y`` what they are: by itself, torch.fx takes the first for ``x = x + y``."""
-
-
-def _records(function: Any) -> Any:
-    return lambda self, *others: self.tracer.create_proxy("call_function", function, (self, *others), {})
-
-
-for _name in INPLACE:
-    setattr(_Proxy, f"__{_name}__", _records(getattr(operator, _name)))
-
-
-class Tracer(fx.Tracer):
-    """Follows a model's forward down to torch's own modules and BitLab's.
-
-    Attributes:
-        leaves: Other modules that are one node.
-    """
-
-    leaves: Collection[nn.Module] = ()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one node."""
-        if isinstance(m, (BitLayer, nn.MultiheadAttention, RSign, RPReLU)) or m in self.leaves:
-            return True
-        holds = any(child in self.leaves for child in m.modules())  # as torch's transformers do
-        return not holds and super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Returns what stands for a node's value in the model's code."""
-        return _Proxy(node, self)
 
 
 def follow(model: nn.Module, layers: Iterable[nn.Module], example: Any = None, *, hardtanhs: bool = False) -> Flow:
@@ -218,19 +173,39 @@ def _of_torch(module: nn.Module) -> bool:
 # ---- by torch.fx -----------------------------------------------------------------------------------------------------
 
 
+class _Tracer(Tracer):
+    """Follows a model's forward down to the layers that are looked at."""
+
+    def __init__(self, layers: Collection[nn.Module]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node."""
+        if m in self.layers or isinstance(m, (BitLayer, nn.MultiheadAttention, RSign, RPReLU)):
+            return True
+        holds = _holds(m, self.layers)  # as torch's transformers do
+        return not holds and super().is_leaf_module(m, module_qualified_name)
+
+
 def _traced(walk: _Walk) -> Flow:
-    tracer, fast = Tracer(), torch.backends.mha.get_fastpath_enabled()
-    tracer.leaves = walk.layers
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch's encoder layers ask their input whether they may take it
     try:
-        nodes = tracer.trace(walk.model, _defaults(walk.model)).nodes
+        nodes = _Tracer(walk.layers).functional(walk.model, _defaults(walk.model), exact=False).nodes
     except Exception as error:  # torch.fx raises many kinds for code that it cannot follow
         return Flow(problem=next(iter(str(error).splitlines()), type(error).__name__))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    values = _Values(walk)
+    known: dict[fx.Node, Value] = {}
     for node in nodes:
-        values.add(node)
+        values: list[Value] = []
+        fx.map_arg((node.args, node.kwargs), lambda n, values=values: values.append(known[n]))
+        if node.op == "output":
+            walk.flow.outputs = any_of(values).sources - {INPUT}
+        else:
+            named = {name: known[n] for name, n in node.kwargs.items() if isinstance(n, fx.Node)}
+            known[node] = _value(walk, node, values, named)
     return walk.flow
 
 
@@ -240,53 +215,20 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is None or isinstance(p.default, (bool, int, float))}
 
 
-class _Values(dict[fx.Node, Value]):
-    """The value of every node, as it is when the node that was added last has been computed."""
-
-    def __init__(self, walk: _Walk) -> None:
-        super().__init__()
-        self.walk = walk
-        self.memory: dict[fx.Node, fx.Node] = {}
-        """Of each node, the first of those whose memory it may share."""
-
-    def add(self, node: fx.Node) -> None:
-        """Works out a node, and what it changes."""
-        values: list[Value] = []
-        fx.map_arg((node.args, node.kwargs), lambda n: values.append(self[n]))
-        if node.op == "output":
-            self.walk.flow.outputs = any_of(values).sources - {INPUT}
-            return
-        self[node], self.memory[node] = self._value(node, values), node
-        operation, options = self._operation(node)
-        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if source is None or operation is None:
-            return
-        changes = changes_its_input(operation, options)
-        if changes:
-            for other, memory in self.memory.items():
-                if memory is self.memory[source]:
-                    self[other] = self[node] if other is source else any_of([self[other], self[node]])
-        if changes or word(name_of(operation)) in (*KEEPS, "getattr"):  # perhaps a view
-            self.memory[node] = self.memory[source]
-
-    def _operation(self, node: fx.Node) -> tuple[Any, Mapping[str, Any]]:
-        if node.op == "call_module":
-            module = self.walk.model.get_submodule(str(node.target))
-            return type(module), options_of(module)
-        return (node.target, node.kwargs) if node.op.startswith("call") else (None, {})
-
-    def _value(self, node: fx.Node, values: list[Value]) -> Value:
-        if node.op == "placeholder":
-            return Value(Sign.CAN, frozenset([INPUT]))
-        if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            return constant(getattr(self.walk.model.get_submodule(path), name, None))
-        if node.op == "call_module":
-            named = {name: self[n] for name, n in node.kwargs.items() if isinstance(n, fx.Node)}
-            return self.walk.call(self.walk.model.get_submodule(str(node.target)), values, named)
-        if node.target is getattr:
-            return values[0] if node.args[1] in ("T", "mT", "H", "data") else Value(Sign.UNKNOWN)
-        return self.walk.apply(node.target, values, node.args, node.kwargs)
+def _value(walk: _Walk, node: fx.Node, values: list[Value], named: Mapping[str, Value]) -> Value:
+    """Works out a node's value from those of its arguments."""
+    if node.op == "placeholder":
+        return Value(Sign.CAN, frozenset([INPUT]))
+    if node.op == "get_attr":
+        path, _, name = str(node.target).rpartition(".")
+        return constant(getattr(walk.model.get_submodule(path), name, None))
+    if node.op == "call_module":
+        return walk.call(walk.model.get_submodule(str(node.target)), values, named)
+    if node.target is either:
+        return any_of(values)
+    if node.target is getattr:
+        return values[0] if node.args[1] in ("T", "mT", "H", "data") else Value(Sign.UNKNOWN)
+    return walk.apply(node.target, values, node.args, node.kwargs)
 
 
 # ---- by an example ---------------------------------------------------------------------------------------------------
@@ -353,18 +295,20 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         values = [self.get(x) for x in _tensors((args, kwargs))]  # before a function changes them
         result = func(*args, **kwargs)
-        if tensors := _tensors(result):
+        changed = changed_by(func, args, kwargs)
+        if tensors := _tensors(result if changed is None else changed):  # x[i] = y has no result
             value = self.walk.apply(func, values, args, kwargs)
             for tensor in tensors:
-                self._store(tensor, value, changed=changes_its_input(func, kwargs))
+                self._store(tensor, value, changed=changed is not None)
         return result
 
     def _store(self, tensor: Tensor, value: Value, *, changed: bool) -> None:
         if changed:
-            memory = tensor.untyped_storage().data_ptr()
+            memory = tensor.untyped_storage()
+            whole = tensor.numel() * tensor.element_size() == memory.nbytes()
             for other, old in list(self.values.values()):
-                if other is not tensor and other.untyped_storage().data_ptr() == memory:
-                    self.set(other, any_of([old, value]))
+                if other.untyped_storage().data_ptr() == memory.data_ptr():
+                    self.set(other, value if whole else any_of([old, value]))
         self.set(tensor, value)
 
 

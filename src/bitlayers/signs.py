@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from bitlayers.tracing import name_of
+
 
 class Sign(Enum):
     """What is known of a tensor's values."""
@@ -48,24 +50,12 @@ OF_ALL = words(
 OF_ANY = words("maximum")
 JOINS = words("cat concat concatenate stack hstack vstack")  # their numbers are dimensions
 CLAMPS = words("clamp clip clampmin clampmax hardtanh")
-INPLACE = words("iadd isub imul itruediv ifloordiv ipow imatmul setitem")
 NO_TENSOR = words("size dim ndimension numel len stride isfloatingpoint device dtype shape")
-
-
-def name_of(operation: Any) -> str:
-    """Returns an operation's own name: of a module's type, of a function, or a method's name itself."""
-    return operation if isinstance(operation, str) else getattr(operation, "__name__", "")
 
 
 def word(name: str) -> str:
     """Returns the name that modules, functions and methods have in common: ``MaxPool2d``, ``max_pool2d``: maxpool."""
     return re.sub(r"[123]d$", "", name.replace("_", "").lower())
-
-
-def changes_its_input(operation: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether an operation writes to its first argument."""
-    name = name_of(operation)
-    return (name.endswith("_") and not name.endswith("__")) or word(name) in INPLACE or bool(kwargs.get("inplace"))
 
 
 def sign_of(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], signs: Sequence[Sign]) -> Sign:
@@ -130,5 +120,5 @@ def _clamped(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], first: S
 
 def options_of(module: nn.Module) -> dict[str, Any]:
     """Returns the options of a module that its result's sign depends on, by the names of the function's arguments."""
-    options = {name: getattr(module, name, None) for name in ("inplace", "min_val", "max_val", "value", "mode")}
+    options = {name: getattr(module, name, None) for name in ("min_val", "max_val", "value", "mode")}
     return {name: value for name, value in options.items() if isinstance(value, (int, float, str))}

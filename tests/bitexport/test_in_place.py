@@ -13,7 +13,8 @@ from bitcore.presets import PRESETS
 from bitexport import lower
 from bitexport.calls import ARITHMETIC, MODULE_OF
 from bitlayers import quantize
-from bitlayers.flow import never_negative_inputs
+from bitlayers.flow import follow
+from bitlayers.signs import Sign
 
 STATIC = PRESETS["mcu-4bitsym-static"].replace(activation_dtype="int8")
 SHAPE = (2, 4, 4)
@@ -110,8 +111,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("body", REFUSED)
 def test_what_cannot_be_followed_is_refused(body: str) -> None:
+    model = network("pass")
+    model.body = compile(body, "<body>", "exec")  # type: ignore[assignment]
     with pytest.raises(BitLabError) as caught:
-        lower(quantize(Net(body), STATIC), SHAPE)
+        lower(model, SHAPE)
     assert REFUSED[body] in str(caught.value)
 
 
@@ -122,25 +125,52 @@ def test_methods_are_methods_of_tensors_and_known_in_place_too(call: str) -> Non
         assert f"{call}_" in {*MODULE_OF, *ARITHMETIC}
 
 
+class Chain(nn.Module):
+    """Two layers, and between them a body that is given."""
+
+    def __init__(self, body: str) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.body = compile(body, "<body>", "exec")
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {"h": self.conv(x), "torch": torch}
+        exec(self.body, values)
+        return self.fc(values["h"])
+
+
+N, C, U = Sign.NEVER, Sign.CAN, Sign.UNKNOWN
+
+
 @pytest.mark.parametrize(
-    ("body", "names"),
+    ("body", "by_code", "by_example"),
     [
-        ("h = h.relu()", {"fc"}),
-        ("h.relu_()", {"fc"}),
-        ("h = h.relu(); h -= 1", set()),
-        ("h = h.relu(); i = h; i.sub_(1)", set()),
-        ("h = h.relu(); v = h.view(h.shape); v -= 1; h = v", set()),
+        ("h = h.relu()", N, N),
+        ("h.relu_()", N, N),
+        ("h = h.relu(); h -= 1", C, C),
+        ("h = h.relu(); i = h; i.sub_(1)", C, C),
+        ("h = h.relu(); v = h.view(h.shape); v -= 1; h = v", C, C),
+        ("before = h + 1; h.relu_(); h = before", C, C),
+        ("v = h.view(h.shape); h.relu_(); h = v", N, N),
+        ("v = h.reshape(h.shape); h.relu_(); h = v", C, N),  # a view or a copy
+        ("h = h.relu(); v = h.reshape(h.shape); h -= 1; h = v", C, C),
+        ("h = h.relu(); v = h.reshape(h.shape); h -= 1; v.relu_()", C, N),
+        ("v = h.reshape(h.shape); h.relu_(); v.relu_()", N, N),
+        ("h = h.relu(); v = h[:, :2]; v -= 1", C, C),  # a part
+        ("v = h[:, :2]; v.relu_()", C, C),
+        ("h = h.relu(); v = h[:, :2]; w = h[:, 2:]; v -= 1; w.relu_(); h = torch.cat([v, v], 1)", C, C),
+        ("h = h.relu(); v = h[:, [0, 1, 2, 3]]; h -= 1; h = v", N, N),  # a copy
+        ("v = h[:, [0, 1, 2, 3]]; h.relu_(); h = v", C, C),
+        ("h = h.relu(); v = h.abs(); h -= 1; h = v", N, N),
+        ("h = h.relu(); h[:, 0] = -1", U, U),
+        ("h = h.relu(); v = h.reshape(h.shape); h[:, 0] = -1; h = v", U, U),
+        ("h = h.relu(); torch.sub(h, 1, out=h)", C, C),
+        ("h = h.relu(); v = h.view(h.shape); torch.sub(h, 1, out=h); h = v", C, C),
     ],
 )
-def test_inputs_that_are_never_negative_are_those_behind_the_change(body: str, names: set[str]) -> None:
-    class Chain(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            values = {"h": self.conv(x)}
-            exec(body, values)
-            return self.fc(values["h"])
-
-    model = Chain()
-    model.add_module("conv", nn.Linear(4, 4))
-    model.add_module("fc", nn.Linear(4, 4))
-    model = quantize(model, STATIC)
-    assert set(never_negative_inputs(model)) == names
+def test_the_sign_of_what_a_layer_reads_is_that_behind_the_change(body: str, by_code: Sign, by_example: Sign) -> None:
+    model = Chain(body)
+    for example, sign in ((None, by_code), (torch.randn(2, 4), by_example)):
+        flow = follow(model, [model.conv, model.fc], example)
+        assert not flow.problem
+        assert flow.sign((model.fc, "")) is sign

@@ -96,6 +96,46 @@ def aliases(m: Any, x: Tensor) -> Tensor:
     return m.b(view) + m.c(h)
 
 
+def residual_in_place(m: Any, x: Tensor) -> Tensor:
+    """As torchvision writes it: blocks of ``relu(inplace)``, ``out += identity``, ``relu(inplace)``."""
+    out = m.act(m.a(x))
+    for first, second in ((m.b, m.c), (m.d, m.e)):
+        identity = out
+        out = m.act(first(out))
+        out = second(out)
+        out += identity
+        out = m.act(out)
+    return m.f(torch.flatten(out, 1))
+
+
+def dense_in_place(m: Any, x: Tensor) -> Tensor:
+    features = [m.a(x)]
+    for layer in (m.b, m.c):
+        h = torch.cat(features, 1)
+        features.append(layer(m.act(h)[:, -8:]))
+    return m.d(torch.cat(features, 1)[:, :8]) + m.e(F.relu(torch.cat(features, 1), inplace=True)[:, :8])
+
+
+def heads_by_views(m: Any, x: Tensor) -> Tensor:
+    b, t, _ = x.shape
+    q, k, v = (layer(x).view(b, t, 2, 4).transpose(1, 2) for layer in (m.a, m.b, m.c))
+    weights = q @ k.transpose(-2, -1)
+    weights /= 2
+    h = m.d((weights.softmax(-1) @ v).transpose(1, 2).reshape(b, t, 8))
+    h += x
+    h = m.e(h).relu_()
+    return m.f(h.reshape(b * t, 8)).view(b, t, 8)
+
+
+def parts(m: Any, x: Tensor) -> Tensor:
+    h = m.a(x).abs()
+    copied, half = h[:, [0, 1, 2, 3, 4, 5, 6, 7]], h[:, :4]
+    half -= 1
+    g = m.b(x).abs()
+    g[:, 0] = -1
+    return m.c(copied) + m.d(h) + m.e(g)
+
+
 def twice(m: Any, x: Tensor) -> Tensor:
     """One layer reads the input and what a ReLU leaves, another what is never and what can be negative."""
     h = m.a(m.a(x).relu()).relu()
@@ -135,6 +175,10 @@ SHAPES: dict[str, tuple[Callable[[], nn.Module], list[tuple[int, ...]], str, str
     "functional": (lambda: net(functional), [(4, 8)], "a", "f", "b c d e"),
     "in place": (lambda: net(inplace, act=nn.ReLU(inplace=True)), [(4, 8)], "a", "e", "b c d"),
     "aliases": (lambda: net(aliases), [(4, 8)], "a", "b c", ""),
+    "residual, in place": (lambda: net(residual_in_place, act=nn.ReLU(True)), [(4, 8)], "a", "f", "b c d e f"),
+    "dense, in place": (lambda: net(dense_in_place, act=nn.ReLU(True)), [(4, 8)], "a", "d e", "b c e"),
+    "heads by views": (lambda: net(heads_by_views), [SEQUENCE], "a b c", "f", "f"),
+    "parts": (lambda: net(parts), [(4, 8)], "a b", "c d e", "c"),
     "one layer, several places": (lambda: net(twice), [(4, 8)], "a", "c", "d"),
     "GELU": (activation(nn.GELU()), [(4, 8)], "a", "c", ""),
     "hard-swish": (activation(nn.Hardswish()), [(4, 8)], "a", "c", ""),
