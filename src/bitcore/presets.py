@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bitcore.config import BitQuantConfig
-from bitcore.errors import unknown
+from bitcore.errors import BitLabError, unknown
+
+Quant = BitQuantConfig | str | None
 
 _TERNARY_CNN = BitQuantConfig(weight_scale="absmedian", weight_granularity="per_channel")
 
@@ -95,3 +97,16 @@ def get_preset(name: str) -> BitQuantConfig:
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return PRESETS[name]
+
+
+def resolve(quant: Quant) -> BitQuantConfig | None:
+    """Returns the config that a preset's name stands for; configs and ``None`` pass through.
+
+    Raises:
+        BitLabError: If the name is unknown, or it is neither a name nor a config.
+    """
+    if isinstance(quant, str):
+        return get_preset(quant)
+    if quant is not None and not isinstance(quant, BitQuantConfig):
+        raise BitLabError(f"a BitQuantConfig or the name of a preset is needed, not {quant!r}")
+    return quant

@@ -12,6 +12,7 @@ from bitlayers import (
     convert_to_ternary_p2,
     pack,
     quantize,
+    unpack,
 )
 from bitlayers.convert import convert
 from bitmodels import (
@@ -55,4 +56,5 @@ __all__ = [
     "save_model",
     "save_pretrained",
     "save_weights",
+    "unpack",
 ]

@@ -8,7 +8,7 @@ from bitlayers.bitembedding import BitEmbedding
 from bitlayers.bitlinear import BitLinear, BitTransposedLinear
 from bitlayers.calibration import calibrate
 from bitlayers.clipping import clip_latent_weights
-from bitlayers.convert import pack, quantize
+from bitlayers.convert import pack, quantize, unpack
 from bitlayers.factory import Bit, BitFactory, convert_to_ternary, convert_to_ternary_p2
 from bitlayers.fusion import fuse_batchnorm, train_fused
 from bitlayers.report import ConversionReport
@@ -35,4 +35,5 @@ __all__ = [
     "pack",
     "quantize",
     "train_fused",
+    "unpack",
 ]

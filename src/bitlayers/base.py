@@ -14,6 +14,8 @@ from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats import round_half_even
 from bitcore.graph import GraphBuilder, Value
+from bitcore.kernels.gradients import refuse_gradient
+from bitcore.presets import Quant, resolve
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitcore.quantizers.passes import Passes, recomputing
 from bitcore.quantizers.ranges import Remembered
@@ -34,7 +36,8 @@ class BitLayer(PackedStorage):
 
     - train: ``op(fake_quantize(x), fake_quantize(weight)) + bias``; gradients by the estimators.
     - eval: the same on integer levels, ``op(x levels, weight levels) * (x scale * weight scale) + bias``. The integer
-      sums are exact, so the result does not depend on the machine. No gradients.
+      sums are exact, so the result does not depend on the machine. No gradients: asking for the input's is an error
+      (where inputs are float32 in the config, theirs is that of a float layer).
     - packed (after `pack`): as eval, bit for bit; only the packed codes are kept and the float weights are freed. Where
       a kernel has a layout of its own, that one is held in place of the bytes, which are made again to be saved.
 
@@ -48,7 +51,7 @@ class BitLayer(PackedStorage):
     token_dims: int  # dimensions of one token or sample at the input
 
     @classmethod
-    def adopt(cls, layer: nn.Module, config: BitQuantConfig) -> Self:
+    def adopt(cls, layer: nn.Module, config: Quant) -> Self:
         """Turns a torch layer of the class's own kind into a bit layer, in place.
 
         The object stays what it was: every name and reference, parameters (tied ones too), hooks, flags, device, dtype.
@@ -69,9 +72,9 @@ class BitLayer(PackedStorage):
             return f"its weight is {layer.weight.dtype}, not a real floating-point type"
         return None
 
-    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+    def _init_quantization(self, config: Quant) -> None:
         """Creates the quantizers; call after the torch layer's ``__init__``."""
-        self.quant_config = config if config is not None else BitQuantConfig()
+        self.quant_config = resolve(config) or BitQuantConfig()
         self.weight_shape = tuple(self.rows(self.weight).shape)
         self.weight_quantizer = self.quant_config.weight_quantizer(self.weight_shape)
         self.activation_quantizer = self.quant_config.activation_quantizer(self.token_dims)
@@ -97,7 +100,7 @@ class BitLayer(PackedStorage):
         if config == self.quant_config:
             return
         if self.packed:
-            raise BitLabError("a packed layer has no float weights to quantize anew; change the model before pack()")
+            raise BitLabError("a packed layer has no float weights to quantize anew; unpack(model) gives it some")
         weight, activation, batch_norm = self.weight_quantizer, self.activation_quantizer, self.batch_norm
         self._init_quantization(config)
         self.batch_norm = batch_norm
@@ -126,17 +129,20 @@ class BitLayer(PackedStorage):
             self._report_left_out()
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Applies the layer to ``x`` (shapes as in the torch layer).
+    def forward(self, input: Tensor) -> Tensor:
+        """Applies the layer to ``input`` (shapes as in the torch layer).
 
         Raises:
             BitLabError: In eval mode, if the layer has a `problem`; the message names the layer.
         """
         if self.training:
-            return self._forward_fake(x)
+            return self._forward_fake(input)
         if self._unexamined:
             self._examine()
-        return self._forward_levels(x)
+        y = self._forward_levels(input)
+        if input.requires_grad and torch.is_grad_enabled() and self.activation_quantizer is not None:
+            return refuse_gradient(y, input)
+        return y
 
     @torch.no_grad()
     def problem(self) -> str:
@@ -222,7 +228,9 @@ class BitLayer(PackedStorage):
             return self.operate(x, values.to(x.dtype), self._bias())
         weight_scale = self._per_channel(weight.scale)
         if self.activation_quantizer is None:
-            return self._add_bias(self.accumulate(x, weight) * weight_scale).to(x.dtype)
+            half = x.dtype.itemsize < 4 and x.device.type == "cpu"  # where float32 is the faster one, too
+            sums = self.accumulate(x.float() if half else x, weight)
+            return self._add_bias(sums * weight_scale).to(x.dtype)
         codes = self.activation_quantizer.quantize(x)
         return self.dequantize(self.accumulate(codes, weight), codes.scale * weight_scale).to(x.dtype)
 

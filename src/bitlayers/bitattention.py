@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
+from bitcore.presets import Quant
 from bitlayers.bitlinear import BitLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -44,7 +44,7 @@ class BitMultiheadAttention(nn.MultiheadAttention):
         kdim: int | None = None,
         vdim: int | None = None,
         batch_first: bool = False,
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -53,7 +53,7 @@ class BitMultiheadAttention(nn.MultiheadAttention):
         )
         self._split({})
         for name in PROJECTIONS:
-            BitLinear.adopt(getattr(self, name), quant_config or BitQuantConfig())
+            BitLinear.adopt(getattr(self, name), quant_config)
 
     @classmethod
     def adopt(cls, attention: nn.MultiheadAttention, split: dict[Tensor, tuple[nn.Parameter, ...]]) -> None:

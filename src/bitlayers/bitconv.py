@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitcore.config import FLOAT, BitQuantConfig
+from bitcore.config import FLOAT
 from bitcore.engine.convolution import Geometry, convolve, make_tiles
 from bitcore.engine.fused import FusedConv2d
 from bitcore.graph import Conv2d, GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
+from bitcore.presets import Quant
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitlayers.base import BitLayer
 from bitlayers.fused import FusedLayer
@@ -35,7 +36,7 @@ class _BitConv(BitLayer):
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -86,7 +87,7 @@ class BitConv2d(FusedLayer, _BitConv, nn.Conv2d):
     tiles: Tensor | None  # the packed weight as kernels read it,
     _geometry: Geometry | None = None  # and what else they know
 
-    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+    def _init_quantization(self, config: Quant) -> None:
         super()._init_quantization(config)
         self.register_buffer("tiles", None, persistent=False)
 
@@ -122,12 +123,14 @@ class BitConv2d(FusedLayer, _BitConv, nn.Conv2d):
         assert geometry is not None
         return FusedConv2d(tiles, geometry, *formats, scale, bias, quantizer.source.static)
 
-    def fused_operator(self, x: Tensor, x_scale: Tensor | None, per_tensor: bool) -> Tensor:  # noqa: D102
+    def fused_operator(  # noqa: D102
+        self, x: Tensor, x_scale: Tensor | None, per_tensor: bool, bias: Tensor | None
+    ) -> Tensor:
         assert self._geometry is not None
         assert self.activation_quantizer is not None
         return torch.ops.bitcore.conv2d_float(
             x, self.tiles, self.quant_config.weight_format, self.activation_quantizer.format.name, *self._geometry,
-            per_tensor, x_scale, self.weight_scale, self._parameters["bias"], self._static_input,
+            per_tensor, x_scale, self.weight_scale, bias, self._static_input,
         )  # fmt: skip
 
     def takes(self, x: Tensor) -> bool:
@@ -197,7 +200,7 @@ class BitConvTranspose2d(BitLayer, nn.ConvTranspose2d):
         bias: bool = True,
         dilation: int | tuple[int, int] = 1,
         padding_mode: str = "zeros",
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -207,23 +210,21 @@ class BitConvTranspose2d(BitLayer, nn.ConvTranspose2d):
         )
         self._init_quantization(quant_config)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Applies the layer; ``output_size`` (``[height, width]``) chooses among the sizes that a stride allows."""
         if output_size is None:
-            return super().forward(x)
+            return super().forward(input)
         usual = self.output_padding
         sizes = [list(v) for v in (self.stride, self.padding, self.kernel_size, self.dilation)]
-        self.output_padding = tuple(self._output_padding(x, output_size, *sizes[:3], 2, sizes[3]))  # type: ignore[arg-type]
+        self.output_padding = tuple(self._output_padding(input, output_size, *sizes[:3], 2, sizes[3]))  # type: ignore[arg-type]
         try:
-            return super().forward(x)
+            return super().forward(input)
         finally:
             self.output_padding = usual
 
-    def rows(self, weight: Tensor) -> Tensor:  # noqa: D102
-        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
-
-    def unrows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return rows.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+    @property
+    def inputs_first(self) -> int:  # noqa: D102
+        return self.groups
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Returns the transposed convolution, plus ``bias``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitcore.config import FLOAT, BitQuantConfig
+from bitcore.presets import Quant, resolve
 from bitcore.quantizers import PackedTensor
 from bitlayers.base import BitLayer
 
@@ -40,7 +41,7 @@ class BitEmbedding(BitLayer, nn.Embedding):
         embedding_dim: int,
         padding_idx: int | None = None,
         scale_grad_by_freq: bool = False,
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,9 +59,8 @@ class BitEmbedding(BitLayer, nn.Embedding):
             return "its gradients are sparse, which no gradient estimator passes on; use sparse=False"
         return super().obstacle(layer)
 
-    def _init_quantization(self, config: BitQuantConfig | None) -> None:
-        super()._init_quantization((config or BitQuantConfig()).replace(activation_dtype=FLOAT))
-        self._dtype = self.weight.dtype
+    def _init_quantization(self, config: Quant) -> None:
+        super()._init_quantization((resolve(config) or BitQuantConfig()).replace(activation_dtype=FLOAT))
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Looks up rows of ``weight``."""
@@ -81,9 +81,5 @@ class BitEmbedding(BitLayer, nn.Embedding):
             weight = packed.unpack(scale.dtype)
         else:
             weight = replace(weight, levels=weight.levels.index_select(0, index), scale=scale)
-        dtype = self._dtype if self.packed else self.weight.dtype
+        dtype = self.weight_dtype if self.packed else self.weight.dtype
         return weight.dequantize().to(dtype).reshape(*x.shape, self.embedding_dim)
-
-    def _hold(self, data: Tensor, scale: Tensor) -> None:
-        self._dtype = self.weight.dtype
-        super()._hold(data, scale)

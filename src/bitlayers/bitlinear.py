@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bitcore.config import FLOAT, BitQuantConfig
+from bitcore.config import FLOAT
 from bitcore.errors import BitLabError
 from bitcore.graph import GraphBuilder, Value
 from bitcore.kernels import KernelRegistry
 from bitcore.kernels.machine import count_weights
 from bitcore.kernels.real import multiply_levels
 from bitcore.kernels.simd import FusedLinear
+from bitcore.presets import Quant
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitlayers.fused import FusedLayer
 
@@ -27,7 +28,7 @@ class BitLinear(FusedLayer, nn.Linear):
         in_features: Size of the last dimension of the input.
         out_features: Size of the last dimension of the output.
         bias: Whether there is a (float) bias.
-        quant_config: Formats and scales; the default is ternary weights and float32 activations.
+        quant_config: Formats and scales, or a preset's name; the default is ternary weights and float32 activations.
         device: As in `nn.Linear`.
         dtype: As in `nn.Linear`.
 
@@ -42,7 +43,7 @@ class BitLinear(FusedLayer, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -53,7 +54,7 @@ class BitLinear(FusedLayer, nn.Linear):
         """Returns the matrix product, plus ``bias``."""
         return nn.functional.linear(x, weight, bias)
 
-    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+    def _init_quantization(self, config: Quant) -> None:
         super()._init_quantization(config)
         count_weights(self, self.in_features * self.out_features)
 
@@ -72,11 +73,13 @@ class BitLinear(FusedLayer, nn.Linear):
         assert weight is not None
         return FusedLinear(weight, self.in_features, self.out_features, quantizer.format, scale, bias, grid)
 
-    def fused_operator(self, x: Tensor, x_scale: Tensor | None, per_tensor: bool) -> Tensor:  # noqa: D102
+    def fused_operator(  # noqa: D102
+        self, x: Tensor, x_scale: Tensor | None, per_tensor: bool, bias: Tensor | None
+    ) -> Tensor:
         assert self.activation_quantizer is not None
         return torch.ops.bitcore.linear_simd_float(
             x, self.machine_weight, self.out_features, self.activation_quantizer.format.name, per_tensor, x_scale,
-            self.weight_scale, self._parameters["bias"], self._static_input,
+            self.weight_scale, bias, self._static_input,
         )  # fmt: skip
 
     def takes(self, x: Tensor) -> bool:
@@ -140,7 +143,7 @@ class BitTransposedLinear(BitLinear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        quant_config: BitQuantConfig | None = None,
+        quant_config: Quant = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -148,12 +151,10 @@ class BitTransposedLinear(BitLinear):
         self.weight = nn.Parameter(self.weight.detach().T.contiguous())
         self._init_quantization(quant_config)
 
-    def _init_quantization(self, config: BitQuantConfig | None) -> None:
+    def _init_quantization(self, config: Quant) -> None:
         self.in_features, self.out_features = self.weight.shape
         super()._init_quantization(config)
 
-    def rows(self, weight: Tensor) -> Tensor:  # noqa: D102
-        return weight.T.contiguous()  # as unpacked codes lie, so that float sums take the same order
-
-    def unrows(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return rows.T
+    @property
+    def inputs_first(self) -> int:  # noqa: D102
+        return 1

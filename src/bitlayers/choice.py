@@ -12,23 +12,13 @@ from torch import nn
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
 from bitcore.formats.integers import BINARY
-from bitcore.presets import get_preset
+from bitcore.presets import Quant, resolve
 from bitlayers.bitembedding import BitEmbedding
 from bitlayers.flow import Flow, follow
 from bitlayers.places import Place
 from bitlayers.signs import Sign
 
-Quant = BitQuantConfig | str | None
 Override = Quant | Mapping[str, Any]
-
-
-def resolve(quant: Quant) -> BitQuantConfig | None:
-    """Returns the config that a preset's name stands for; configs and ``None`` pass through.
-
-    Raises:
-        BitLabError: If the name is unknown.
-    """
-    return get_preset(quant) if isinstance(quant, str) else quant
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from bitcore.config import DYNAMIC, FLOAT, BitQuantConfig
 from bitcore.errors import BitLabError, unknown
 from bitcore.formats import get_format
 from bitcore.formats.integers import BINARY
+from bitcore.presets import Quant, resolve
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import BitMultiheadAttention
 from bitlayers.bitembedding import BitEmbedding
-from bitlayers.choice import Override, Quant, choose, resolve
+from bitlayers.choice import Override, choose
 from bitlayers.copying import M, owned
 from bitlayers.flow import Flow, follow
 from bitlayers.places import Place, places
@@ -239,6 +240,34 @@ def pack(model: M, *, inplace: bool = False) -> M:
             try:
                 with torch.no_grad():
                     layer.pack()
+            except BitLabError as error:
+                raise BitLabError(f"layer '{name}': {error}") from error
+    return model
+
+
+def unpack(model: M, *, inplace: bool = False, hold_scales: bool = True) -> M:
+    """Returns a copy of a packed model that trains again: float weights are its codes' levels times their scales.
+
+    Quantizing them gives the same codes and scales, so the outputs are the same, bit for bit. The model stays in eval
+    mode; call ``train()`` to train it, and `pack` afterwards. What packing lost is not found again: where in its
+    level's range a weight was, batch norms that were folded in, and ties between weights (tie them anew).
+
+    Args:
+        model: The model; layers that are not packed stay as they are.
+        inplace: Unpack and return the model itself, which saves the copy's memory.
+        hold_scales: Whether weight scales are held, while the model trains, that the scaler would not compute from the
+            new weights (``absmax`` would, ``absmean`` would not). If not, outputs change at once. Learned scales go on
+            learning.
+
+    Raises:
+        BitLabError: If a layer's codes are those of no float weights (the message names it), or the model cannot be
+            copied.
+    """
+    model = owned(model, inplace)
+    for name, layer in model.named_modules():
+        if isinstance(layer, BitLayer):
+            try:
+                layer.unpack(hold_scales)
             except BitLabError as error:
                 raise BitLabError(f"layer '{name}': {error}") from error
     return model

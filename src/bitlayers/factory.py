@@ -11,10 +11,9 @@ from torch import nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import unknown
-from bitcore.presets import PRESETS
+from bitcore.presets import PRESETS, Quant, resolve
 from bitlayers.base import BitLayer
 from bitlayers.bitattention import BitMultiheadAttention
-from bitlayers.choice import Quant, resolve
 from bitlayers.convert import convert_layers, pack, require_any, warn_of_floats
 from bitlayers.copying import M, owned
 from bitlayers.places import CONVERSIONS, places

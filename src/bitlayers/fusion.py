@@ -16,6 +16,7 @@ from bitlayers.bitconv import BitConv1d, BitConv2d, BitConvTranspose2d
 from bitlayers.bitlinear import BitLinear, BitTransposedLinear
 from bitlayers.copying import M, owned
 from bitlayers.folding import fold
+from bitlayers.packed_weight import rows, unrows
 from bitlayers.tracing import Tracer
 
 _BIT = (BitLinear, BitTransposedLinear, BitConv1d, BitConv2d, BitConvTranspose2d)
@@ -175,9 +176,8 @@ def _traced(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 @torch.no_grad()
 def _fold_float(layer: Any, norm: _BatchNorm) -> None:
-    weight, transposed = layer.weight, isinstance(layer, nn.ConvTranspose2d)
-    rows = BitConvTranspose2d.rows(layer, weight) if transposed else weight
-    rows, bias = fold(rows, layer.bias, norm)
-    rows = BitConvTranspose2d.unrows(layer, rows) if transposed else rows
-    layer.weight = nn.Parameter(rows.contiguous(), weight.requires_grad)  # its own: other layers may share the old one
+    transposed = layer.groups if isinstance(layer, nn.ConvTranspose2d) else 0
+    folded, bias = fold(rows(layer.weight, transposed), layer.bias, norm)
+    # Its own: other layers may share the old one.
+    layer.weight = nn.Parameter(unrows(folded, transposed).contiguous(), layer.weight.requires_grad)
     layer.bias = nn.Parameter(bias)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,8 +16,24 @@ from bitcore.formats import get_format
 from bitcore.kernels.machine import PreparedTensor
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitcore.quantizers.ranges import DIVERGED, UNSEEN
+from bitlayers.packed_weight import PackedWeight, rows, unrows
 
 NOT_FINITE = "its weights are NaN or infinite; the training diverged, lower the learning rate"
+PACKED_AS = "packed_as"
+"""The entry of a state dictionary that says how a packed weight is meant (see `describe_packed`)."""
+
+
+def describe_packed(format_name: str, shape: Sequence[int], group: int) -> Tensor:
+    """Returns, as the bytes of a text, what tells a packed weight from another of as many bytes.
+
+    Args:
+        format_name: The number format.
+        shape: The weight's, output channels first.
+        group: Values that share a scale, or 0.
+    """
+    groups = f", groups of {group}" if group else ""
+    text = f"{format_name} {list(shape)}{groups}"
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 class PackedStorage(nn.Module):
@@ -34,6 +51,7 @@ class PackedStorage(nn.Module):
     packed_weight: Tensor | None
     weight_scale: Tensor | None
     machine_weight: Tensor | None
+    weight_dtype: torch.dtype  # of the float weight, also while there are only codes
     batch_norm: _BatchNorm | None
     _unexamined: bool  # whether the numbers may have changed since they were last found to be in order
 
@@ -45,13 +63,18 @@ class PackedStorage(nn.Module):
         """Returns why the layer cannot run; empty if it can."""
         raise NotImplementedError
 
+    @property
+    def inputs_first(self) -> int:
+        """Groups of a layer whose weight has its inputs first; 0 for output channels first, as most have them."""
+        return 0
+
     def rows(self, weight: Tensor) -> Tensor:
         """Returns the weight with the output channels first: what is quantized, packed and given to `operate`."""
-        return weight
+        return rows(weight, self.inputs_first)
 
     def unrows(self, rows: Tensor) -> Tensor:
         """The inverse of `rows`."""
-        return rows
+        return unrows(rows, self.inputs_first)
 
     @property
     def packed(self) -> bool:
@@ -120,27 +143,98 @@ class PackedStorage(nn.Module):
         self.weight = nn.Parameter(fused, self.weight.requires_grad)  # its own: other layers may share the old one
         self.bias = nn.Parameter(bias.clone())  # type: ignore[union-attr]
 
+    @torch.no_grad()
+    def unpack(self, hold_scales: bool = True) -> None:
+        """Makes the codes a float weight again, a parameter that trains: their levels times their scales.
+
+        It is quantized to the same codes and scales. Where the layer's scaler would compute another scale from it, the
+        scale is held: half the weights of a ternary layer being 0, for example, their mean is half the scale. A weight
+        that is transformed before it is quantized gets values that the transform maps there.
+
+        Args:
+            hold_scales: Whether such scales are held. If not, they change at once, and codes may.
+
+        Raises:
+            BitLabError: If no float weight would be quantized to these codes.
+        """
+        if not self.packed:
+            return
+        quantizer, packed = self.weight_quantizer, self.packed_tensor()
+        assert quantizer is not None
+        try:
+            weight = quantizer.recover(packed.unpack(packed.scale.dtype), self.weight_dtype)
+        except ValueError as error:
+            raise BitLabError(f"it cannot be unpacked: {error}") from error
+        self._release(weight)
+        if not hold_scales:
+            quantizer.source.release()
+
     def _hold(self, data: Tensor, scale: Tensor) -> None:
+        self.weight_dtype = self.weight.dtype
         self.packed_weight, self.weight_scale = data, scale
         self.eval()
         self.register_parameter("weight", None)
 
+    def _release(self, weight: Tensor) -> None:
+        """The inverse of `_hold`, with a weight as `rows` gives it."""
+        self._to_bytes()
+        self.packed_weight = self.weight_scale = None
+        self.weight = nn.Parameter(self.unrows(weight).contiguous())
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Takes on the state, packed or not, of the dictionary it loads."""
-        self._to_bytes()
-        if f"{prefix}packed_weight" in state_dict and not self.packed and self.weight_quantizer is not None:
-            # Of the layer's own shapes, so that torch refuses to fill them with another layer's.
-            zeros = torch.zeros_like(self.rows(self.weight))
-            row_bytes = self.weight_quantizer.format.packing.row_bytes(zeros[:1].numel())
-            data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
-            self._hold(data, self.weight_quantizer.scale(zeros).detach())
+        described = state_dict.pop(f"{prefix}{PACKED_AS}", None)
+        if f"{prefix}packed_weight" in state_dict and self.weight_quantizer is not None:
+            data, scale = self._blank()
+            self._check_packed(state_dict, prefix, described, data, scale)
+            self._to_bytes()
+            if not self.packed:
+                self._hold(data, scale)
         elif f"{prefix}weight" in state_dict and self.packed:
-            assert self.weight_scale is not None
-            self.weight = nn.Parameter(self.unrows(torch.empty(self.weight_shape, device=self.weight_scale.device)))
-            self.packed_weight = self.weight_scale = None
+            blank = torch.empty(self.weight_shape, dtype=self.weight_dtype, device=self.weight.device)
+            _expect(f"{prefix}weight", list(state_dict[f"{prefix}weight"].shape), list(self.weight.shape))
+            self._release(blank)
+        self._to_bytes()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._unexamined = True
         self._to_machine()
+
+    def _blank(self) -> tuple[Tensor, Tensor]:
+        """Returns a packed weight and scale of the layer's shapes, for others to be copied into."""
+        quantizer = self.weight_quantizer
+        assert quantizer is not None
+        zeros = torch.zeros(self.weight_shape, dtype=self.weight.dtype, device=self.weight.device)
+        row_bytes = quantizer.format.packing.row_bytes(zeros[:1].numel())
+        data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
+        training = quantizer.training
+        scale = quantizer.eval().scale(zeros) if self.weight_scale is None else self.weight_scale
+        quantizer.train(training)
+        return data, scale.detach()
+
+    def _check_packed(
+        self, state_dict: dict[str, Any], prefix: str, described: Tensor | None, data: Tensor, scale: Tensor
+    ) -> None:
+        """Compares what a state dictionary holds with what the layer takes.
+
+        Raises:
+            BitLabError: If they differ; the message names the entry.
+        """
+        quantizer, key = self.weight_quantizer, f"{prefix}packed_weight"
+        assert quantizer is not None
+        expected = describe_packed(quantizer.format.name, self.weight_shape, quantizer.source.group)
+        if described is not None:
+            _expect(key, *(bytes(text.tolist()).decode(errors="replace") for text in (described, expected)))
+        if f"{prefix}weight_scale" not in state_dict:
+            raise BitLabError(f"'{key}' comes without '{prefix}weight_scale'")
+        there, scales = state_dict[key], state_dict[f"{prefix}weight_scale"]
+        _expect(f"{prefix}weight_scale", list(scales.shape), list(scale.shape))
+        _expect(key, f"{there.dtype} {list(there.shape)}", f"{data.dtype} {list(data.shape)}")
+        if there.is_meta:
+            return
+        try:
+            quantizer.format.decode(quantizer.format.packing.unpack(there, math.prod(self.weight_shape[1:])))
+        except ValueError as error:
+            raise BitLabError(f"'{key}': {error}") from error
 
     def machine_layout(self, weight: PackedTensor) -> Tensor | None:
         """Returns the packed weight in a kernel's own layout, to be held in its place; ``None`` for none."""
@@ -148,10 +242,14 @@ class PackedStorage(nn.Module):
 
     def _to_machine(self) -> None:
         """Replaces the packed bytes, wherever a kernel has a layout of its own, so that a weight is held once."""
-        if self.packed_weight is not None and self.machine_weight is None:
+        if self.packed_weight is None:
+            return
+        if self.machine_weight is None:
             self.machine_weight = self.machine_layout(self.packed_tensor())
             if self.machine_weight is not None:
                 self.packed_weight = self.packed_weight.new_empty(0)
+        # In front of the parameter, which is None. No attribute of Module's: it is no part of the layer's state.
+        self.__dict__["weight"] = PackedWeight.of(self.packed_tensor(), self.inputs_first, self.weight_dtype)
 
     def _to_bytes(self) -> None:
         """The inverse of `_to_machine`."""
@@ -162,16 +260,26 @@ class PackedStorage(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.machine_weight is not None:
             destination[f"{prefix}packed_weight"] = self.packed_tensor().data
+        if self.packed:
+            assert self.weight_quantizer is not None
+            name, group = self.weight_quantizer.format.name, self.weight_quantizer.source.group
+            destination[f"{prefix}{PACKED_AS}"] = describe_packed(name, self.weight_shape, group)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._to_bytes()
+        scale = self.weight_scale
         super()._apply(fn, recurse)
+        if scale is not None and self.weight_scale is not None:
+            self.weight_dtype = fn(scale.new_empty(0, dtype=self.weight_dtype)).dtype
+            if self.weight_scale.dtype.itemsize < 4:  # scales are never rounded to half precision
+                self.weight_scale = scale.to(self.weight_scale.device, torch.float32)
         self._to_machine()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles hold the packed bytes."""
         state = dict(self.__dict__)
+        state.pop("weight", None)
         if self.machine_weight is not None:
             bytes_ = {"packed_weight": self.packed_tensor().data, "machine_weight": None}
             state["_buffers"] = {**self._buffers, **bytes_}
@@ -180,3 +288,8 @@ class PackedStorage(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._to_machine()
+
+
+def _expect(key: str, there: object, expected: object) -> None:
+    if there != expected:
+        raise BitLabError(f"'{key}' is {there}; the layer takes {expected}")

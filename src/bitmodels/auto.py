@@ -12,7 +12,8 @@ from torch import nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError, unknown
-from bitlayers.choice import Override, Quant, resolve
+from bitcore.presets import Quant, resolve
+from bitlayers.choice import Override
 from bitlayers.convert import convert
 
 DEFAULT = "default"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from bitcore.formats import get_format
 from bitlayers.base import BitLayer
 from bitlayers.convert import convert_layers, pack
 from bitlayers.fusion import fuse_batchnorm, trains_fused
+from bitlayers.storage import PACKED_AS, describe_packed
 from bitmodels.auto import AutoBitModel
 
 _FILE_KIND = "bitlab-model-1"
@@ -80,7 +80,7 @@ def save_weights(model: nn.Module, path: Path, extra: dict[str, Any] | None = No
                 raise BitLabError(f"layer '{layer_name}': {error}") from error
             prefix = name.removesuffix("weight")
             state[f"{prefix}packed_weight"], state[f"{prefix}weight_scale"] = packed.data, packed.scale
-        else:
+        elif layer is None or field != PACKED_AS:  # which the header says
             state[name] = tensor
     header = {
         "model": getattr(model, "bit_model", None),
@@ -206,11 +206,15 @@ def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) ->
     for name, layer in there.items():
         if layers.get(name) != layer.quant_config:
             raise BitLabError(f"layer '{name}' is quantized otherwise in the file; give load_into the float model")
+    described = _describe_formats([*layers.values()])
+    for name, fmt in header["formats"].items():
+        if fmt != described.get(name):
+            raise BitLabError(f"the file's format '{name}' is not this version's: {fmt}, not {described.get(name)}")
+    for name, layer in header["layers"].items():
+        prefix = f"{name}." if name else ""
+        if f"{prefix}packed_weight" in state:
+            state[f"{prefix}{PACKED_AS}"] = describe_packed(layers[name].weight_format, layer["shape"], layer["group"])
     model.load_state_dict(state)
-    for name, layer in model.named_modules():
-        if isinstance(layer, BitLayer) and layer.packed:
-            fmt, data = get_format(layer.quant_config.weight_format), state[f"{name}.packed_weight".lstrip(".")]
-            fmt.decode(fmt.packing.unpack(data, math.prod(layer.weight_shape[1:])))  # raises where bytes hold no codes
     pack(model, inplace=True)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from bitcore.config import BitQuantConfig
 from bitcore.errors import BitLabError
+from bitcore.presets import resolve
 from bitcore.quantizers import Quantizer
 from bitlayers.base import BitLayer
-from bitlayers.choice import Override, resolve
+from bitlayers.choice import Override
 from bitlayers.fusion import train_fused, trains_fused
 from bitmodels import AutoBitModel, data_options, find_model
 from bitmodels.auto import DEFAULT

@@ -23,7 +23,7 @@ from bitlayers import (
     quantize,
     train_fused,
 )
-from bitlayers.choice import resolve
+from bitcore.presets import resolve
 from bitlayers.convert import convert
 
 BITNET, W8A8 = PRESETS["bitnet"], PRESETS["w8a8"]

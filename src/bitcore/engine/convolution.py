@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitcore.config import FLOAT
-from bitcore.engine.engine import BAD_CODE, Engine, instruction_set
+from bitcore.engine.engine import BAD_CODE, Engine, Made, instruction_set
 from bitcore.engine.memory import aligned
 from bitcore.engine.plan import Plan
 from bitcore.engine.program import COutput, CProgram, CStep
@@ -127,14 +127,15 @@ class Template(Engine):
         self._at, self._mark = len(mark), mark
         self._offsets: dict[str, int] = {}
         super().__init__(graph)
+        self._made = Made([], [], 0, 0)  # its arrays are those of weights that it does not have
 
     def _step(self, step: Step) -> CStep:
         c = super()._step(step)
         self._offsets = {name: getattr(c, name) or 0 for name in step.arrays}  # of the last step: the convolution
         return c
 
-    def _hold(self, array: np.ndarray) -> int:
-        at, self._at = self._at, self._at + aligned(array.nbytes)
+    def _hold(self, arrays: dict[str, np.ndarray], name: str) -> int:
+        at, self._at = self._at, self._at + aligned(arrays[name].nbytes)
         return at
 
     def program(self, machine: Tensor) -> CProgram:

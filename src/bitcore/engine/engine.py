@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from bitcore.engine.memory import place
 from bitcore.engine.plan import Plan, describe
 from bitcore.engine.posts import Post
 from bitcore.engine.program import PROBLEMS, CBlock, CBuffer, CPost, CProgram, CStep
-from bitcore.engine.steps import Step
+from bitcore.engine.steps import Buffer, Step
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.graph import Graph
@@ -31,6 +31,16 @@ _PORTABLE = -1
 _KINDS = {torch.int32: 0, torch.float32: 1, torch.int8: 2, torch.uint8: 3}  # enum bit_input_kind
 _CHANNELS_LAST = 4
 BAD_CODE = 4  # enum bit_error
+_OF_THE_PROCESS = ("_keep", "_arenas", "_program", "_native")
+
+
+class Made(NamedTuple):
+    """What of a plan (see there) an engine is made from, without the graph."""
+
+    buffers: list[Buffer]
+    steps: list[Step]
+    input: int
+    output: int
 
 
 def _native() -> ctypes.CDLL | None:
@@ -87,18 +97,36 @@ class Engine:
         plan = Plan(graph)
         self.steps = describe(plan)
         self.weight_bytes = 0
-        self._keep: list[Any] = []
-        self._arenas: list[Tensor] = []
         self._shape, self._last = graph.output.type.shape, plan.buffers[plan.output]
-        sizes = [0 if i == plan.output else b.bytes for i, b in enumerate(plan.buffers)]
-        offsets, self.arena_bytes = place(sizes, [(b.first, b.last) for b in plan.buffers])
-        self._program = self._build(plan, offsets)
         self._native = _native()
-        if self._native is not None:
-            self._verify(self._native)
         self._interpreter = graph if self._native is None else None  # which holds every weight as int64
+        self._made = Made(plan.buffers, plan.steps, plan.input, plan.output)
+        self._load()
         if self._native is None:
             warnings.warn("the native kernels are missing: the interpreter runs instead", RuntimeWarning, stacklevel=2)
+
+    def _load(self) -> None:
+        """Lays the program out in this process's memory, and has it checked."""
+        self._keep: list[Any] = []
+        self._arenas: list[Tensor] = []
+        made = self._made
+        sizes = [0 if i == made.output else b.bytes for i, b in enumerate(made.buffers)]
+        offsets, self.arena_bytes = place(sizes, [(b.first, b.last) for b in made.buffers])
+        self._program = self._build(made, offsets)
+        if self._native is not None:
+            self._verify(self._native)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold no addresses."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.weight_bytes = 0
+        self._native = _native()
+        if self._native is None and self._interpreter is None:
+            raise BitLabError("an engine of native kernels was copied to where there are none; compile the model here")
+        self._load()
 
     def run(self, codes: Integers) -> Ints:
         """Returns the outputs, int64 ``[batch, *output shape]``, for integer inputs ``[batch, *input shape]``.
@@ -111,8 +139,8 @@ class Engine:
             return self._interpreter.run(codes.astype(np.int64))
         return self._call(_levels(codes)).numpy().astype(np.int64)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Returns the network's real outputs for real inputs: float32 ``[batch, *input shape]``.
+    def __call__(self, x: Tensor | NDArray[np.floating]) -> Tensor:
+        """Returns the network's real outputs for real inputs: float32 ``[batch, *input shape]``, of torch or numpy.
 
         Where the output's scale differs from sample to sample (dynamic activation ranges), outputs count in units of
         it: their order is the model's.
@@ -120,6 +148,7 @@ class Engine:
         Raises:
             BitLabError: If the input has another shape, is not on the CPU, or holds NaN.
         """
+        x = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x, np.float32))
         spec = self.input
         gate.expect("the input", x, (*gate.FLOATS, *gate.INTEGERS), (None, *spec.shape))
         fmt = get_format(spec.format)
@@ -182,7 +211,7 @@ class Engine:
 
     # ---- the program ---------------------------------------------------------------------------------------------
 
-    def _build(self, plan: Plan, offsets: Sequence[int]) -> CProgram:
+    def _build(self, plan: Made, offsets: Sequence[int]) -> CProgram:
         kind = self.input.type
         buffers = (CBuffer * len(plan.buffers))()
         for i, (c, b) in enumerate(zip(buffers, plan.buffers, strict=True)):
@@ -209,8 +238,8 @@ class Engine:
         c.height, c.width = step.size
         for name, pair in step.pairs.items():
             setattr(c, name, tuple(pair))
-        for name, array in step.arrays.items():
-            setattr(c, name, self._hold(array))
+        for name in step.arrays:
+            setattr(c, name, self._hold(step.arrays, name))
         c.weight_bytes = step.arrays["weight"].nbytes if "weight" in step.arrays else 0
         c.constant_count, c.tap_sums_count = (
             step.arrays[name].size if name in step.arrays else 0 for name in ("constant", "tap_sums")
@@ -230,14 +259,16 @@ class Engine:
         return c
 
     def _post(self, post: Post) -> CPost:
-        arrays = {name: self._hold(array) for name, array in post.arrays.items()}
+        arrays = {name: self._hold(post.arrays, name) for name in post.arrays}
         items = min((array.size for array in post.arrays.values()), default=0)
         return CPost(kind=int(post.kind), items=items, **post.numbers, **arrays)
 
-    def _hold(self, array: np.ndarray) -> int:
-        """Keeps an array for as long as the engine lives, on a cache line, and returns its address."""
+    def _hold(self, arrays: dict[str, np.ndarray], name: str) -> int:
+        """Moves an array to memory that lives as long as the engine, on a cache line, and returns its address."""
+        array = np.ascontiguousarray(arrays[name])
         held = torch.empty(array.nbytes + 64, dtype=torch.uint8)
-        held[: array.nbytes] = torch.from_numpy(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+        held[: array.nbytes] = torch.from_numpy(array.view(np.uint8).reshape(-1))
+        arrays[name] = held[: array.nbytes].numpy().view(array.dtype).reshape(array.shape)
         self.weight_bytes += array.nbytes
         self._keep.append(held)
         return held.data_ptr()

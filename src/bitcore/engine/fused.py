@@ -12,6 +12,7 @@ from bitcore.engine.program import COutput, CProgram
 from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.kernels import gate
+from bitcore.kernels.gradients import refuse
 from bitcore.kernels.linear import OPERATORS
 from bitcore.kernels.simd import Fused, expect_layer, quantizes
 
@@ -125,3 +126,4 @@ OPERATORS.define(
 )
 OPERATORS.impl("conv2d_float", _conv2d_float, "CPU")
 torch.library.register_fake("bitcore::conv2d_float", _conv2d_float_shape, lib=OPERATORS)
+refuse("conv2d_float")

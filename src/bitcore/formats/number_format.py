@@ -93,7 +93,8 @@ class NumberFormat:
         """
         if self.step == 1:
             x = round_half_even(x)
-            return (x if shift is None else x - shift).clamp_(self.low, self.high)
+            x = x if shift is None else x - shift
+            return torch.nn.functional.hardtanh_(x, self.low, self.high)  # clamp_, which torch.vmap does not know
         x = x if shift is None else x - shift
         if self.step == 2 and self.low % 2:
             # The inner floor keeps the sign of values so tiny that half of them is zero.

@@ -17,6 +17,7 @@ from bitcore.config import FLOAT
 from bitcore.errors import BitLabError
 from bitcore.formats import NumberFormat, get_format
 from bitcore.kernels import gate, machine
+from bitcore.kernels.gradients import refuse
 from bitcore.kernels.linear import OPERATORS
 from bitcore.kernels.native import library, usable_sets
 from bitcore.kernels.registry import Kernel, KernelRegistry, takes_bytes
@@ -235,6 +236,7 @@ for _name, _arguments, _function, _shape in (
     OPERATORS.define(f"{_name}(Tensor x, Tensor weight, SymInt outputs, {_arguments}str isa='') -> Tensor")
     OPERATORS.impl(_name, _function, "CPU")
     torch.library.register_fake(f"bitcore::{_name}", _shape, lib=OPERATORS)
+    refuse(_name)
 
 
 def traced(x: Tensor) -> bool:

@@ -70,7 +70,20 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
     return x * mask.view(torch.int8)
 
 
-class Surrogate(torch.autograd.Function):
+class _Function(torch.autograd.Function):
+    """A function that `torch.func`'s transforms take, and that costs no more than any other where there are none."""
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args: Any) -> Tensor:
+        """As torch's, which would look up the signature of ``forward`` at every call."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+class Surrogate(_Function):
     """A value whose derivatives with respect to ``x`` and ``scale`` are given.
 
     Differentiable in ``x`` and in ``scale`` (broadcastable to ``x``); gradients are ``grad * dx`` (``dx`` may be a
@@ -78,11 +91,24 @@ class Surrogate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, value: Tensor, dx: Tensor | None, dscale: Tensor | None) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, value: Tensor, dx: Tensor | None, dscale: Tensor | None) -> Tensor:
         """Returns ``value``."""
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps the derivatives."""
+        _, scale, _, dx, dscale = inputs
         ctx.shape = scale.shape
         ctx.save_for_backward(dx, dscale)
-        return value.view_as(value)
+        ctx.save_for_forward(dx, dscale)
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor | None, scale: Tensor | None, *others: Any) -> Tensor:
+        """Multiplies the tangents by the derivatives."""
+        dx, dscale = ctx.saved_tensors
+        terms = [x if x is None or dx is None else x * dx, None if scale is None or dscale is None else scale * dscale]
+        return sum(term for term in terms if term is not None)  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -94,13 +120,22 @@ class Surrogate(torch.autograd.Function):
         return masked(grad, dx) if dx.dtype == torch.bool else grad * dx, to_scale, None, None, None
 
 
-class GradientScale(torch.autograd.Function):
+class GradientScale(_Function):
     """Identity whose gradient is multiplied by a factor."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(x: Tensor, factor: float) -> Tensor:
         """Returns ``x``."""
-        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps the factor."""
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, x: Tensor, factor: None) -> Tensor:
+        """Passes the tangent: the factor is the optimizer's, no derivative."""
         return x.view_as(x)
 
     @staticmethod
@@ -109,13 +144,22 @@ class GradientScale(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-class PowerOfTwo(torch.autograd.Function):
+class PowerOfTwo(_Function):
     """`nearest_power_of_two` with a straight-through gradient."""
 
     @staticmethod
-    def forward(ctx: Any, scale: Tensor) -> Tensor:
+    def forward(scale: Tensor) -> Tensor:
         """Rounds ``scale``."""
         return nearest_power_of_two(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def jvp(ctx: Any, scale: Tensor) -> Tensor:
+        """Passes the tangent unchanged."""
+        return scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -67,6 +67,13 @@ class Parametric(Remembered):
         self.batches.fill_(1)
         self._ready = True
 
+    @torch.no_grad()
+    def keep(self, scale: Tensor, divisor: Tensor) -> None:  # noqa: D102
+        for parameter in self.parameters():  # of a weight's source there is one
+            parameter.data = scale.clone()  # in the scale's own dtype: it is not to be rounded
+        self.batches.fill_(1)
+        self._ready = True
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._ready = bool(self.batches)

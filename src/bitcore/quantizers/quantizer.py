@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from bitcore.formats import NumberFormat, round_half_even
 from bitcore.quantizers.estimators import Estimator, PowerOfTwo, Surrogate, nearest_power_of_two, open_ste, ste
 from bitcore.quantizers.granularity import spread
 from bitcore.quantizers.ranges import ScaleSource
 from bitcore.quantizers.tensors import QTensor
-from bitcore.quantizers.transforms import Transform, none
+from bitcore.quantizers.transforms import INVERSES, Transform, none
 
 
 class Quantizer(nn.Module):
@@ -71,12 +72,14 @@ class Quantizer(nn.Module):
             levels = self.format.nearest(noisy, shift)
         spread_scale = spread(scale, levels, self.source.group)
         value = (levels if shift is None else levels + shift) * spread_scale.detach()
-        if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
+        wanted = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+        if not wanted and forward_ad._current_level < 0:
             return value, scale
         with torch.no_grad():
             units = units if shift is None else units - shift
             slope = self.estimator(units, self.format, self.temperature)
-            dscale = self.source.derivative(levels, units, slope, self.format) if scale.requires_grad else None
+            learns = scale.requires_grad or not wanted
+            dscale = self.source.derivative(levels, units, slope, self.format) if learns else None
             gain = self.source.gain(levels, spread_scale)
             dx = slope if gain is None else gain if slope is None else slope * gain
         fake = Surrogate.apply(x, spread_scale, value, dx, dscale)
@@ -84,6 +87,31 @@ class Quantizer(nn.Module):
         if offset is not None:  # it moves what is clipped, nothing else
             fake = Surrogate.apply(fake, offset, value, None, (~open_ste(units, self.format)).to(value.dtype))
         return fake, scale  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def recover(self, quantized: QTensor, dtype: torch.dtype) -> Tensor:
+        """Returns values that are quantized to these levels and scales; the source keeps scales it would not choose.
+
+        They are the levels times the scales, unless a transform comes before the rounding.
+
+        Raises:
+            ValueError: If no values that a transform gives are quantized so.
+        """
+        levels, scale = quantized.levels, quantized.scale
+        step = spread(scale if scale.ndim <= levels.ndim else scale.mean(0), levels, quantized.group)
+        x, divisor = INVERSES[self.transform](levels, step, self.format)
+        x = x.to(dtype)
+        if not self._gives(x, quantized):
+            divisor = scale if divisor is None else divisor
+            self.source.keep(scale, divisor.flatten(1).expand_as(scale) if quantized.group else divisor)
+            if not self._gives(x, quantized):
+                raise ValueError(f"of no weights '{self.transform.__name__}' gives these codes and scales")
+        return x
+
+    def _gives(self, x: Tensor, quantized: QTensor) -> bool:
+        again = self.quantize(x)
+        same = torch.equal(again.levels.to(quantized.levels.dtype), quantized.levels)
+        return same and torch.equal(again.scale, quantized.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the fake-quantized ``x``."""
@@ -97,6 +125,7 @@ class Quantizer(nn.Module):
         return PowerOfTwo.apply(scale) if scale.requires_grad else nearest_power_of_two(scale)  # type: ignore[return-value]
 
     def _units(self, x: Tensor, scale: Tensor) -> Tensor:
+        x = x.float() if x.dtype.itemsize < 4 else x  # rounded once: to levels
         step = self.source.divisor(x, scale, self.format)
         return x / (spread(step, x, self.source.group) if self.source.group else step)
 

@@ -66,6 +66,19 @@ class ScaleSource(nn.Module, ABC):
         """Keeps the range when the format changes; nothing to do where a range, and not a step, is remembered."""
         return
 
+    def keep(self, scale: Tensor, divisor: Tensor) -> None:
+        """Makes this the scale from now on; a learned one goes on learning.
+
+        Args:
+            scale: The scale, compact.
+            divisor: What values are to be divided by, where the method allows another than its own.
+        """
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Lets the values choose a scale again that was kept; nothing to do where a scale is learned."""
+        return
+
     def derivative(self, levels: Tensor, units: Tensor, slope: Tensor | None, fmt: NumberFormat) -> Tensor:
         """Returns the derivative of the value by the scale, for learned scales: LSQ's (see `Learned`).
 
@@ -102,6 +115,12 @@ class FromValues(ScaleSource):
         """Makes the scale that ``x`` has now the scale of all values to come."""
         scale = self(x, fmt)
         self.held_scale, self.held_divisor = scale, self.divisor(x, scale, fmt).clone()
+
+    def keep(self, scale: Tensor, divisor: Tensor) -> None:  # noqa: D102
+        self.held_scale, self.held_divisor = scale.clone(), divisor.clone()
+
+    def release(self) -> None:  # noqa: D102
+        self.held_scale = self.held_divisor = None
 
     @property
     def largest_value(self) -> bool:

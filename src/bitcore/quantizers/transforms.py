@@ -7,8 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bitcore.formats import NumberFormat
+
 Transform = Callable[[Tensor], Tensor]
 """Takes and returns a weight of any floating-point type; 16-bit ones are computed in float32 and rounded once."""
+Inverse = Callable[[Tensor, Tensor, NumberFormat], tuple[Tensor, Tensor | None]]
 
 
 def none(weight: Tensor) -> Tensor:
@@ -51,3 +54,35 @@ def _precise(weight: Tensor) -> Tensor:
 
 
 TRANSFORMS: dict[str, Transform] = {f.__name__: f for f in (none, standardize, tanh)}
+
+
+def _inverse_of_none(levels: Tensor, step: Tensor, fmt: NumberFormat) -> tuple[Tensor, None]:
+    return levels * step, None
+
+
+def _inverse_of_standardize(levels: Tensor, step: Tensor, fmt: NumberFormat) -> tuple[Tensor, Tensor]:
+    """Rows of mean 0. Values of the outer levels, which nothing bounds on one side, make up for the others."""
+    rows = levels.flatten(1)
+    excess = rows.sum(1, keepdim=True)
+    outer = torch.where(excess > 0, rows == fmt.low, rows == fmt.high)
+    movable = torch.where(outer.any(1, keepdim=True), outer, True)
+    balanced = rows - excess / movable.sum(1, keepdim=True) * movable
+    deviation = balanced.std(1, correction=0, keepdim=True)
+    divisor = 1 / deviation.masked_fill(deviation == 0, 1)
+    return balanced.view_as(levels) * step.mean(), divisor.reshape(-1, *[1] * (levels.ndim - 1))
+
+
+def _inverse_of_tanh(levels: Tensor, step: Tensor, fmt: NumberFormat) -> tuple[Tensor, None]:
+    """Values within ±1, of which some are ±1: those of every level that ±1 is rounded to."""
+    ends = levels.sign()
+    values = torch.where(fmt.nearest(ends / step) == levels, ends, (levels * step).clamp(-1, 1))
+    return torch.atanh(0.9 * values), None
+
+
+INVERSES: dict[Transform, Inverse] = {
+    none: _inverse_of_none,
+    standardize: _inverse_of_standardize,
+    tanh: _inverse_of_tanh,
+}
+"""Takes levels, their steps (broadcastable) and the format; returns values whose transform is near the levels times the
+step, or, of those whose size the transform sets, what it must be divided by to be near the levels: one number a row."""
