@@ -79,7 +79,6 @@ class FusedLayer(BitLayer):
             moved = quantizer.source.offset(x, quantizer.format) is not None
             if moved or quantizer.source.divisor(x, scale, quantizer.format) is not scale:
                 return super()._forward_levels(x)
-            scale = scale if scale.dtype == torch.float32 else scale.float()
         bias = self._parameters["bias"]
         if traced(x):
             bias = None if bias is None else bias.float()

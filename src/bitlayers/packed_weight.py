@@ -70,7 +70,7 @@ class PackedWeight(Tensor):
             packed: PackedTensor = PreparedTensor(self.codes, self.scale, m.rows, fmt)
         else:
             packed = PackedTensor(self.codes, self.scale, m.rows, fmt, m.group)
-        return unrows(packed.unpack().dequantize().to(m.dtype), m.inputs_first)
+        return unrows(packed.unpack().dequantize().to(m.dtype), m.inputs_first).contiguous()
 
     def numpy(self, *, force: bool = False) -> Any:
         """As in torch."""

@@ -120,6 +120,8 @@ class Quantizer(nn.Module):
     def _scale(self, x: Tensor) -> Tensor:
         x = x.float() if x.dtype.itemsize < 4 else x
         scale = self.source(x, self.format)
+        if scale.dtype.itemsize < 4:
+            scale = scale.float()
         if not self.pow2:
             return scale
         return PowerOfTwo.apply(scale) if scale.requires_grad else nearest_power_of_two(scale)  # type: ignore[return-value]

@@ -1,5 +1,7 @@
 """The engine equals the interpreter: every operation, format, instruction set, batch, number of threads."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -252,3 +254,21 @@ def test_profile_and_memory(tmp_path: Path) -> None:
     assert min(seconds) > 0
     two_bits = 2 * 64 * 64 * 9 // 4
     assert two_bits <= network.weight_bytes <= two_bits + 2**14
+
+
+def test_copies_and_pickles_are_engines_of_their_own() -> None:
+    graph = residual()
+    built, codes = Engine(graph), extremes(graph, 3)
+    expected = built.run(codes)
+    copies = [copy.copy(built), copy.deepcopy(built), pickle.loads(pickle.dumps(built))]
+    weight_bytes, steps, arena_bytes = built.weight_bytes, built.steps, built.arena_bytes
+    del built
+    for one in copies:
+        assert (one.run(codes) == expected).all()
+        assert (one.weight_bytes, one.steps, one.arena_bytes) == (weight_bytes, steps, arena_bytes)
+
+
+def test_arrays_of_numpy_are_inputs_too() -> None:
+    built = Engine(chain((3,), "int8", Linear(np.eye(3, dtype=np.int64), "int8", np.zeros(3, np.int64))))
+    x = np.array([[1.0, -2.0, 3.0]])
+    assert torch.equal(built(x), built(torch.tensor(x)))
