@@ -56,4 +56,4 @@ def test_packed_models_compute_the_bits_of_eval(name: str, preset: str):
     assert name in COMPUTES_WITH_FLOAT_WEIGHTS or torch.equal(again, expected)
     half = packed.to(torch.bfloat16)
     outputs = half(**{key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()})
-    assert outputs[0].dtype == torch.bfloat16 and outputs[0].isfinite().all()
+    assert outputs[0].isfinite().all()
