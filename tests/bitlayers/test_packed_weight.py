@@ -269,6 +269,8 @@ def test_scales_that_are_not_held_are_the_scalers():
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 
+# torch.compile itself makes instances of autograd functions, and torch warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("kind", [BitLinear, BitConv2d], ids=lambda kind: kind.__name__)
