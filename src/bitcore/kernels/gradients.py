@@ -16,14 +16,19 @@ _MESSAGE = (
 )
 
 
-def _no_gradient(like: Tensor) -> Tensor:
+def _no_gradient(gradient: Tensor, like: Tensor) -> Tensor:
     raise BitLabError(_MESSAGE)
 
 
-# An operator, because torch.compile traces the backward pass of whatever it compiles, asked for or not.
-OPERATORS.define("no_gradient(Tensor like) -> Tensor")
+def _shape(gradient: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_like(like)
+
+
+# An operator, because torch.compile traces the backward pass of whatever it compiles, asked for or not. It takes the
+# gradient, or the compiler would run it in the forward pass.
+OPERATORS.define("no_gradient(Tensor gradient, Tensor like) -> Tensor")
 OPERATORS.impl("no_gradient", _no_gradient, "CompositeExplicitAutograd")
-torch.library.register_fake("bitcore::no_gradient", torch.empty_like, lib=OPERATORS)
+torch.library.register_fake("bitcore::no_gradient", _shape, lib=OPERATORS)
 
 
 class _Refused(torch.autograd.Function):
@@ -38,7 +43,7 @@ class _Refused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Raises an error, when it runs."""
-        return gradient, torch.ops.bitcore.no_gradient(ctx.saved_tensors[0])
+        return gradient, torch.ops.bitcore.no_gradient(gradient, ctx.saved_tensors[0])
 
 
 def refuse_gradient(y: Tensor, x: Tensor) -> Tensor:
@@ -54,6 +59,6 @@ def refuse(operator: str) -> None:
         ctx.count = len(inputs)
 
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.ops.bitcore.no_gradient(ctx.saved_tensors[0]), *[None] * (ctx.count - 1)
+        return torch.ops.bitcore.no_gradient(gradient, ctx.saved_tensors[0]), *[None] * (ctx.count - 1)
 
     torch.library.register_autograd(f"bitcore::{operator}", backward, setup_context=keep, lib=OPERATORS)
