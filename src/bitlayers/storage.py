@@ -231,6 +231,8 @@ class PackedStorage(nn.Module):
         _expect(key, f"{there.dtype} {list(there.shape)}", f"{data.dtype} {list(data.shape)}")
         if there.is_meta:
             return
+        if not bool(((scales > 0) & scales.isfinite()).all()):
+            raise BitLabError(f"'{prefix}weight_scale': {DIVERGED}")
         try:
             quantizer.format.decode(quantizer.format.packing.unpack(there, math.prod(self.weight_shape[1:])))
         except ValueError as error:

@@ -20,6 +20,7 @@ from bitcore.files import write_atomically
 from bitcore.formats import get_format
 from bitlayers.base import BitLayer
 from bitlayers.convert import convert_layers, pack
+from bitlayers.copying import restored_on_error
 from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitlayers.storage import PACKED_AS, describe_packed
 from bitmodels.auto import AutoBitModel
@@ -131,12 +132,14 @@ def load_into(model: nn.Module, path: Path) -> dict[str, Any]:
         The ``extra`` dictionary.
 
     Raises:
-        BitLabError: If the file is missing, truncated, or fits another model; the message names the difference.
+        BitLabError: If the file is missing, truncated, or fits another model; the message names the difference. The
+            model is what it was then.
     """
     header, state = _read(path := Path(path))
     try:
-        _fill(model, header, state)
-        return header["extra"]
+        with restored_on_error(model):
+            _fill(model, header, state)
+            return header["extra"]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
@@ -209,12 +212,17 @@ def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) ->
     described = _describe_formats([*layers.values()])
     for name, fmt in header["formats"].items():
         if fmt != described.get(name):
-            raise BitLabError(f"the file's format '{name}' is not this version's: {fmt}, not {described.get(name)}")
+            raise ValueError(f"its format '{name}' is {fmt}; here it is {described.get(name)}")
     for name, layer in header["layers"].items():
         prefix = f"{name}." if name else ""
         if f"{prefix}packed_weight" in state:
             state[f"{prefix}{PACKED_AS}"] = describe_packed(layers[name].weight_format, layer["shape"], layer["group"])
-    model.load_state_dict(state)
+        elif layers[name].weight_format != FLOAT:
+            raise KeyError(f"{prefix}packed_weight")
+    try:
+        model.load_state_dict(state)
+    except BitLabError as error:  # which names the entry, and not the file
+        raise ValueError(error) from error
     pack(model, inplace=True)
 
 

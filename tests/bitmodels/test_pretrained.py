@@ -21,6 +21,7 @@ from bitcore.formats import FORMATS
 from bitcore.presets import PRESETS
 from bitlayers import BitLayer, BitTransposedLinear, quantize
 from bitlayers.fusion import fuse_batchnorm, train_fused
+from bitlayers.storage import PACKED_AS
 from bitmodels import (
     AutoBitModel,
     from_pretrained,
@@ -268,7 +269,7 @@ def compare(found: dict[str, np.ndarray], model: nn.Module) -> None:
     for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, BitLayer) and layer.packed:
             prefix = f"{name}." if name else ""
-            del expected[f"{prefix}weight_scale"]
+            del expected[f"{prefix}weight_scale"], expected[f"{prefix}{PACKED_AS}"]
             expected[f"{prefix}weight"] = layer.quantized_weight().dequantize()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

@@ -227,7 +227,7 @@ def test_wrong_inputs_are_refused() -> None:
     for x in (torch.zeros(1, 3, 6, 6), torch.zeros(1, 64, 6, 6, device="meta"), torch.zeros(1, 64, 6, 6).bool()):
         with pytest.raises(BitLabError, match=r"the input must be .* \[any, 64, 6, 6\] on cpu, not"):
             network(x)
-    with pytest.raises(BitLabError, match="dtype float64; this takes integers"):
+    with pytest.raises(BitLabError, match="the input is float64; integers are needed"):
         network.run(np.full((1, 64, 6, 6), 1.5))
     with pytest.raises(BitLabError, match="must lie in -127…127"):
         network.run(np.full((1, 64, 6, 6), 128))
