@@ -11,7 +11,7 @@ from torch import nn
 
 from bitcore import BitLabError, BitQuantConfig
 from bitcore.config import FLOAT
-from bitcore.presets import PRESETS
+from bitcore.presets import PRESETS, resolve
 from bitlayers import (
     BitConv2d,
     BitLayer,
@@ -23,7 +23,6 @@ from bitlayers import (
     quantize,
     train_fused,
 )
-from bitcore.presets import resolve
 from bitlayers.convert import convert
 
 BITNET, W8A8 = PRESETS["bitnet"], PRESETS["w8a8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -59,7 +60,9 @@ def test_outputs_are_the_same(tmp_path: Path, quant: str | None, batch_norm: boo
     assert torch.equal(loaded(x), expected)
     assert not loaded.training and loaded.bit_model == model.bit_model
     layers = [m for m in loaded.modules() if isinstance(m, BitLayer)]
-    assert all(layer.packed and isinstance(layer.weight, PackedWeight) for layer in layers) and bool(layers) == (quant is not None)
+    assert all(layer.packed and isinstance(layer.weight, PackedWeight) for layer in layers) and bool(layers) == (
+        quant is not None
+    )
     again = tmp_path / "again.safetensors"  # a packed model is kept just the same
     save_model(loaded, again, EXTRA)
     assert again.read_bytes() == path.read_bytes()

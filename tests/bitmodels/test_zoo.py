@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bitcore import BitLabError
-from bitcore.presets import PRESETS
+from bitcore.presets import PRESETS, resolve
 from bitexport.trace import lower
 from bitlayers import BitLayer, clip_latent_weights, pack
-from bitcore.presets import resolve
 from bitmodels import AutoBitModel, data_options, find_model, list_models, load_model, save_model
 from bitmodels.auto import _FAMILIES
 from bitmodels.resnet import BLOCKS
