@@ -18,6 +18,7 @@ from bitexport.lowerings import LOWERINGS
 from bitexport.shapes import QUESTIONS, SHAPES, Sizes, View, sizes_of
 from bitlayers.base import BitLayer
 from bitlayers.modes import evaluating
+from bitlayers.places import CONVERSIONS
 from bitlayers.tracing import Tracer, name_of, place_of
 
 _STATISTICS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
@@ -221,7 +222,8 @@ def _plain(g: GraphBuilder, module: nn.Module) -> nn.Module:
     kinds = type(module).__mro__
     first = {name: next(i for i, k in enumerate(kinds) if name in vars(k)) for name in ("forward", *_LOWERING)
              if hasattr(module, name)}  # fmt: skip
-    if isinstance(module, BitLayer) and first["forward"] < min(first[name] for name in _LOWERING):
+    other = isinstance(module, BitLayer) and type(module) not in CONVERSIONS.values()
+    if other and first["forward"] < min(first[name] for name in _LOWERING):
         kind = kinds[first["forward"]].__name__
         raise g.error(f"{kind} has a forward of its own; put what it adds to the bit layer into a module around it")
     return module
