@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,26 @@ LAYERS: dict[type[BitLayer], tuple[Make, Callable[[int], Tensor]]] = {
     BitConvTranspose2d: (lambda n, q: BitConvTranspose2d(n, 6, 1, quant_config=q), lambda n: torch.randn(2, n, 3, 3)),
     BitEmbedding: (lambda n, q: BitEmbedding(6, n, quant_config=q), lambda n: torch.arange(6)),
 }
+
+
+def every_pair(names: str, first: Iterable[Any], second: Iterable[Any]) -> pytest.MarkDecorator:
+    """Every pair; but for some in which each of either is, they are slow."""
+    first, second = list(first), list(second)
+    count = min(len(first), len(second))
+    return pytest.mark.parametrize(
+        names,
+        [
+            pytest.param(a, b, id=f"{_name(a)}-{_name(b)}", marks=() if (i - j) % count == 0 else pytest.mark.slow)
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+        ],
+    )
+
+
+def _name(value: Any) -> str:
+    return "-".join(map(_name, value)) if isinstance(value, tuple) else getattr(value, "__name__", str(value))
+
+
 every_kind = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
 every_format = pytest.mark.parametrize("fmt", FORMATS)
 
@@ -61,8 +82,7 @@ def test_every_kind_of_layer_is_here():
 # ---- what a file holds is what a layer takes -----------------------------------------------------------------------
 
 
-@every_format
-@every_kind
+@every_pair("kind, fmt", LAYERS, FORMATS)
 def test_weights_of_other_shapes_are_refused_by_name(kind: type[BitLayer], fmt: str, tmp_path: Path):
     config, make = BitQuantConfig(weight_format=fmt), LAYERS[kind][0]
     layer, _ = packed(kind, config)
@@ -80,8 +100,7 @@ def test_weights_of_other_shapes_are_refused_by_name(kind: type[BitLayer], fmt: 
                 load_into(other, tmp_path / "model.safetensors")
 
 
-@every_format
-@every_kind
+@every_pair("kind, fmt", LAYERS, FORMATS)
 def test_codes_of_other_formats_are_refused_by_name(kind: type[BitLayer], fmt: str):
     source = nn.Sequential(packed(kind, BitQuantConfig(weight_format=fmt))[0])
     for other in FORMATS:
@@ -131,8 +150,7 @@ def test_states_from_before_the_description_load(fmt: str):
 # ---- the weight is there to look at --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["bitnet", "w8a8", "ttq", "mcu-nf4"])
-@every_kind
+@every_pair("kind, preset", LAYERS, ["bitnet", "w8a8", "ttq", "mcu-nf4"])
 @torch.no_grad()
 def test_a_packed_weight_looks_and_computes_like_one(kind: type[BitLayer], preset: str):
     make, inputs = LAYERS[kind]
@@ -188,13 +206,12 @@ def _counted(function: Callable[..., Tensor], calls: list[Any]) -> Callable[...,
     return call
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("kind", [BitLinear, BitConv2d], ids=lambda kind: kind.__name__)
+@every_pair("how, preset", product([BitLinear, BitConv2d], [torch.bfloat16, torch.float16]), PRESETS)
 @torch.no_grad()
 def test_half_precision_keeps_the_kernel_and_the_bits_of_eval(
-    kind: type[BitLayer], preset: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    how: tuple[type[BitLayer], torch.dtype], preset: str, monkeypatch: pytest.MonkeyPatch
 ):
+    kind, dtype = how
     make, inputs = LAYERS[kind]
     layer, x = make(9, preset), inputs(9)
     layer.train()(x)
@@ -245,16 +262,25 @@ def check_unpack(layer: BitLayer, x: Tensor) -> None:
     assert again.weight.grad is not None
 
 
+def test_unpacked_weights_are_quantized_to_the_same_codes():
+    some = CONFIGS[::19]
+    assert {config.weight_format for config in some} == set(FORMATS)
+    assert {config.weight_scale for config in some} == set(WEIGHT_SCALES)
+    assert {config.weight_granularity for config in some} == set(WEIGHT_GRANULARITIES)
+    for i, config in enumerate(some):
+        check_unpack(*packed(BitLinear, config.replace(weight_scale_pow2=i % 2 == 1)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pow2", [False, True])
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_unpacked_weights_are_quantized_to_the_same_codes(fmt: str, pow2: bool):
+def test_unpacked_weights_of_every_config_are_quantized_to_the_same_codes(fmt: str, pow2: bool):
     for config in CONFIGS:
         if config.weight_format == fmt:
             check_unpack(*packed(BitLinear, config.replace(weight_scale_pow2=pow2)))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-@every_kind
+@every_pair("kind, preset", LAYERS, PRESETS)
 def test_unpacked_presets(kind: type[BitLayer], preset: str):
     check_unpack(*packed(kind, preset))
 
@@ -271,7 +297,7 @@ def test_scales_that_are_not_held_are_the_scalers():
 
 # torch.compile itself makes instances of autograd functions, and torch warns of it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("kind", [BitLinear, BitConv2d], ids=lambda kind: kind.__name__)
 def test_a_gradient_through_rounding_is_an_error(kind: type[BitLayer], packs: bool, compiled: bool):

@@ -288,7 +288,7 @@ def test_changed_tensors_are_refused(kept: Path, change: Callable[[dict[str, Ten
         load_model(kept)
 
 
-@pytest.mark.parametrize("quant", [None, "bitlab", "packed"])
+@pytest.mark.parametrize("quant", [None, "bitnet", "packed"])
 @every_change
 def test_a_model_is_what_it_was_after_a_refused_file(
     kept: Path, change: Callable[[dict[str, Tensor]], object], quant: str | None
@@ -296,7 +296,7 @@ def test_a_model_is_what_it_was_after_a_refused_file(
     state, metadata = contents(kept)
     change(state)
     save_file(state, kept, metadata)
-    model, x = trained(None if quant is None else "bitlab")
+    model, x = trained(None if quant is None else "bitnet")
     model = pack(model) if quant == "packed" else model.train()
     with torch.no_grad():
         expected, before = model(x), copy.deepcopy(model.state_dict())

@@ -135,8 +135,8 @@ class GradientScale(_Function):
 
     @staticmethod
     def jvp(ctx: Any, x: Tensor, factor: None) -> Tensor:
-        """Passes the tangent: the factor is the optimizer's, no derivative."""
-        return x.view_as(x)
+        """Multiplies the tangent."""
+        return x * ctx.factor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
