@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from bitcore.naming import printable
+
 
 class BitLabError(Exception):
     """Bad input, or something this machine cannot do. The command line prints the message and exits with 1."""
@@ -23,6 +25,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> BitLabError:
         known: Every valid name.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    asked = printable(name)
+    near = difflib.get_close_matches(asked, names, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return BitLabError(f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}")
+    return BitLabError(f"unknown {kind} '{asked}'{hint} Known: {', '.join(names)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.text import Text
 from torch import Tensor
 
 from bitcore.config import FLOAT
@@ -126,11 +127,11 @@ def show(result: dict[str, Any]) -> None:
     console.native_kernels()
     rows = []
     for kernel in result["kernels"]:
-        state = "not on this machine"
+        state = Text("not on this machine")
         if kernel["failed"]:
-            state = f"[bold red]WRONG[/]: {', '.join(kernel['failed'])}"
+            state = Text.assemble(("WRONG", "bold red"), f": {', '.join(kernel['failed'])}")
         elif kernel["tested"]:
-            state = f"[green]right[/] on {kernel['tested']} products"
+            state = Text.assemble(("right", "green"), f" on {kernel['tested']} products")
         rows.append((kernel["name"], kernel["op"], state))
     console.show_table("Kernels", ("kernel", "operation", "state"), rows)
     rows = [

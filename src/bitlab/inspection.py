@@ -74,7 +74,7 @@ def show_network(path: Path, with_graph: bool, dot: Path | None, json: bool) -> 
     if layers:
         _show_layers(layers)
     if size is None:
-        console.out.print(f"No integer graph: {console.escape(why)}")
+        console.out.print(f"No integer graph: {why}")
     else:
         _show_totals(size, chip=target != "engine")
     if graph is not None and (with_graph or not layers):

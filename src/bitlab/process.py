@@ -49,18 +49,24 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def _warnings_as_lines() -> None:
-    others = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
         if issubclass(category, BitLabWarning):
             console.note(str(message))
         else:
-            others(message, category, *where, **options)
+            text = warnings.formatwarning(message, category, filename, lineno, line)
+            console.err.print(text, end="", soft_wrap=True, highlight=False)
 
     warnings.showwarning = show
 
 
 def _end(message: str, status: int) -> None:
     if message:
-        console.err.print(f"[bold red]error:[/] {console.escape(message)}", soft_wrap=True)
+        console.error(message)
     sys.exit(status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.text import Text
+
 from bitlab import console
 
 _TARGET_NAMES = {"c": "C", "engine": "the engine"}
@@ -25,7 +27,7 @@ def show_trial(row: dict[str, Any], title: str = "") -> None:
     costs = [f"{row[name]:,} {unit}" for name, unit in _COSTS.items() if row.get(name) is not None]
     found = console.percent(row["accuracy"]) if row["state"] == "finished" else f"{row['state']}: {row['reason']}"
     text = ", ".join([*costs, found])
-    console.out.print(f"{title or row['number']}: {console.escape(row['network'])}: {text}", soft_wrap=True)
+    console.out.print(f"{title or row['number']}: {row['network']}: {text}", soft_wrap=True)
 
 
 def show_report(result: dict[str, Any]) -> None:
@@ -46,7 +48,7 @@ def show_report(result: dict[str, Any]) -> None:
     compared = f"{result['outputs_compared']:,} outputs of {result['samples']:,} {inputs} compared"
     compared += f" with {_TARGET_NAMES[target]}"
     if result["mismatches"]:
-        console.out.print(f"[bold red]FAILED[/]: {compared}: {result['mismatches']:,} {inputs} differ. First: "
-                          f"{result['first_mismatch']}.")  # fmt: skip
+        differ = f"{result['mismatches']:,} {inputs} differ. First: {result['first_mismatch']}."
+        console.out.print(Text("FAILED", "bold red"), f": {compared}: {differ}", sep="")
     else:
-        console.out.print(f"[bold green]Verified[/]: {compared}: 0 mismatches.")
+        console.out.print(Text("Verified", "bold green"), f": {compared}: 0 mismatches.", sep="")

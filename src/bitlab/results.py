@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bitcore.config import FLOAT
+from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
+from bitcore.naming import cell, is_file_name, shown
 from bitlab.footprint import layer_footprints, totals
 from bitlab.measure import measure_export
 from bitlab.pages import with_table
@@ -83,7 +85,13 @@ def publish(
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes ``folder/NAME.json``, or ``folder/NAME-seedN.json`` for seeds other than 0; returns the file."""
+    """Writes ``folder/NAME.json``, or ``folder/NAME-seedN.json`` for seeds other than 0; returns the file.
+
+    Raises:
+        BitLabError: The recipe's name, which the model's file says, can name no file there; or it cannot be written.
+    """
+    if not is_file_name(result["recipe"]) or type(result["seed"]) is not int:
+        raise BitLabError(f"the model says that its recipe is {shown(result['recipe'])}, which names no file")
     seed = f"-seed{result['seed']}" if result["seed"] else ""
     path = folder / f"{result['recipe']}{seed}.json"
     write_atomically(path, json.dumps(result, indent=2) + "\n")
@@ -114,7 +122,7 @@ def results_tables(folder: Path) -> str:
     files = {path.stem: path.relative_to(folder.parent).as_posix() for path in folder.parent.glob("recipes/**/*.yaml")}
     for result in results:
         name = result["recipe"]
-        result["link"] = f"[{name}]({files[name]})" if name in files else name
+        result["link"] = f"[{cell(name)}]({files[name]})" if name in files else cell(name)
     tables = []
     for dataset in sorted({result["dataset"] for result in results}):
         mine = [result for result in results if result["dataset"] == dataset]
@@ -126,7 +134,7 @@ def results_tables(folder: Path) -> str:
 
 def _table(title: str, columns: Sequence[str], rows: Row, results: Sequence[dict[str, Any]]) -> str:
     lines = [columns, ("---",) * len(columns), *(row for result in results for row in rows(result))]
-    return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{cell(title)}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 _COLUMNS = (
@@ -141,8 +149,8 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             _run(result),
             str(result["epochs"]),
-            ", ".join(result["weights"]),
-            ", ".join(result.get("activations", ("–",))),
+            cell(", ".join(result["weights"])),
+            cell(", ".join(result.get("activations", ("–",)))),
             f"{result['sizes']['weights']:,}",
             _percent(share["float"]),
             _percent(share["fake_quantized"]),
@@ -169,7 +177,7 @@ def _chip_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         run = f"{chip[counter]:,} {counter}"
         runtime = "compact" if chip["optimize"] == "flash" else "fast"
         sizes = f"{chip['flash']:,}", f"{chip['ram']:,}"
-        rows.append((*network, f"{chip['chip']} ({chip['target']})", runtime, *sizes, run))
+        rows.append((*network, cell(f"{chip['chip']} ({chip['target']})"), runtime, *sizes, run))
     return rows
 
 

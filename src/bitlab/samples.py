@@ -14,6 +14,7 @@ from bitcore.errors import BitLabError
 from bitcore.formats import get_format
 from bitcore.graph import Graph
 from bitcore.graph.ops import Ints
+from bittrain.described import check_description
 from bittrain.evaluate import load_split
 from bittrain.preprocessing import Preprocessing
 
@@ -79,7 +80,7 @@ def find_samples(
 
 
 def _from_dataset(graph: Graph, dataset: str, most: int | None) -> Samples:
-    preprocessing = Preprocessing.from_dict(graph.info["preprocessing"])
+    preprocessing = Preprocessing.from_dict(check_description(graph.info, "the graph")["preprocessing"])
     split = load_split(dataset, preprocessing, classes=graph.info.get("classes", ()))
     images, labels = split.images[:most], split.labels[:most].numpy()
     return Samples(graph.input.quantize(preprocessing(images)), "test images", dataset, labels, images)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from bitcore.errors import BitLabError
-from bittrain.fields import is_clean
+from bitcore.naming import is_clean
 
 MAX_CLASSES = 1 << 16
 """More are refused: a column of identities or of measured values is no class."""

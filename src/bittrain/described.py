@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bitcore.errors import BitLabError
+from bitcore.naming import is_clean
 from bittrain.classes import check_names
-from bittrain.fields import is_clean
 from bittrain.preprocessing import Preprocessing
 from bittrain.recipe import LOADING
 

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 import types
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any, Union, get_args, get_origin
@@ -14,8 +13,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from bitcore.errors import BitLabError, unknown
+from bitcore.naming import is_clean, is_file_name, shown
 
-_SHOWN = 80
 _LONGEST = 4096
 """Letters of a text, entries of a list."""
 _DEEPEST = 8
@@ -128,20 +127,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-def is_clean(text: str) -> bool:
-    """Whether a text can be shown and kept anywhere: no control characters, no bytes that are no Unicode."""
-    return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
-
-
-def shown(value: object) -> str:
-    """A value from outside as short, printable text for errors."""
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):
-        return "a value that is too large to show"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-
-
 def convert(name: str, value: Any, kind: Any) -> Any:
     """Returns ``value`` as ``kind``, where it means that without loss.
 
@@ -212,9 +197,10 @@ def check_file_name(name: str, value: str) -> None:
     Raises:
         BitLabError: It cannot; the message names the recipe's key ``name``.
     """
-    if value.strip(" .") != value or not value or "/" in value or "\\" in value or len(value.encode()) > 200:
+    if not is_file_name(value):
         raise BitLabError(
-            f"recipe key {name}: must be a folder's name, without / and \\ and dots at its ends, not {shown(value)}"
+            f"recipe key {name}: must be a folder's name, without any of / \\ : * ? \" < > | and dots at its ends, not "
+            f"{shown(value)}"
         )
 
 

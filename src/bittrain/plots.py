@@ -67,8 +67,8 @@ def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> None:
     figure.colorbar(image, label="share of the class")
     axes.set(xlabel="predicted", ylabel="label")
     if len(names) <= _LABELLED:
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         for row, column in counts.nonzero().tolist():
             dark = shares[row, column] > 0.5
             text = str(int(counts[row, column]))

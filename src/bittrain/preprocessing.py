@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitcore.errors import BitLabError, unknown
-from bittrain.fields import shown
+from bitcore.naming import shown
 
 NORMALIZATIONS = ("dataset", "none", "pow2")
 """``dataset``: zero mean, unit variance; ``none``: pixels in [0, 1]; ``pow2``: the int8 code is ``pixel >> 1``."""

@@ -13,17 +13,16 @@ import yaml
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.files import write_atomically
+from bitcore.naming import is_clean, shown
 from bitmodels.auto import DEFAULT
 from bittrain.fields import (
     canonical,
     check,
     check_file_name,
     convert,
-    is_clean,
     option,
     parse_pairs,
     read_yaml,
-    shown,
 )
 from bittrain.losses import LOSSES
 from bittrain.preprocessing import MAX_SIDE, NORMALIZATIONS

@@ -28,6 +28,7 @@ from bitcore.graph.ops import (
     Threshold,
 )
 from bitcore.graph.types import IntTensor
+from bitcore.naming import printable
 
 _FEW_SIGNS = 32  # inputs of a tap: below, bytes beat words of 64 bits that are mostly empty
 _FEW_CHANNELS = 16  # below, rows of the input are read in one go, over a border of zeros
@@ -58,7 +59,9 @@ class Plan:
         self._readers: dict[str, list[Node]] = {name: [] for name in self._types}
         for node in graph.nodes:
             if type(node.op) not in OPERATIONS:
-                raise BitLabError(f"layer '{node.name}': the engine has no '{node.op.kind}'; leave it out of the model")
+                raise BitLabError(
+                    f"layer '{printable(node.name)}': the engine has no '{node.op.kind}'; leave it out of the model"
+                )
             for name in dict.fromkeys(node.inputs):
                 self._readers[name].append(node)
         self._where: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bitcore.errors import BitLabError, unknown
 from bitcore.formats import get_format
 from bitcore.graph.ops import OPS, Ints, Op
 from bitcore.graph.types import INT32, IntTensor, narrow
+from bitcore.naming import plain_names, printable, shown
 from bitcore.quantizers import SCALERS, FromValues, QTensor
 
 _FILE_KIND = "bitlab-graph-1"
@@ -33,7 +34,7 @@ def check_scale(scale: object) -> None:
     """
     real = isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < math.inf
     if scale is not None and not real:
-        raise BitLabError(f"a scale is {scale!r:.80}; it must be a positive number")
+        raise BitLabError(f"a scale is {shown(scale)}; it must be a positive number")
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,10 @@ class Graph:
         known = {"input"}
         for node in self.nodes:
             if not isinstance(node.name, str) or not node.name or node.name in known:
-                raise BitLabError(f"a node is called {node.name!r:.80}; every node needs a name of its own")
+                raise BitLabError(f"a node is called {shown(node.name)}; every node needs a name of its own")
             for name in node.inputs:
                 if name not in known:
-                    raise BitLabError(f"node '{node.name}' reads {name!r:.80}, which no node before it computes")
+                    raise BitLabError(f"node {shown(node.name)} reads {shown(name)}, which no node before it computes")
             known.add(node.name)
         for scale in (self.output_scale, *(node.scale for node in self.nodes)):
             check_scale(scale)
@@ -174,7 +175,7 @@ class Graph:
         for node in self.nodes:
             value = node.op.reference(*(values[name] for name in node.inputs))
             if value.size and (value.min() < INT32[0] or value.max() > INT32[1]):
-                raise BitLabError(f"'{node.name}' leaves int32: {value.min()}…{value.max()}")
+                raise BitLabError(f"'{printable(node.name)}' leaves int32: {value.min()}…{value.max()}")
             values = {name: v for name, v in values.items() if last_reader.get(name) != node.name}
             values[node.name] = value
             yield node.name, value
@@ -194,6 +195,15 @@ class Graph:
         with powers of two shifts, and the C runtime has a way without multiplications for every format.
         """
         return sum(node.op.multiplications(node.type) for node in self.nodes)
+
+    def plainly_named(self) -> Graph:
+        """Returns the same graph with `plain_names`, none of them that of the input or, in an export, the scores."""
+        new = plain_names((node.name for node in self.nodes), taken=("input", "output"))
+        nodes = (
+            replace(node, name=new[node.name], inputs=tuple(new.get(name, name) for name in node.inputs))
+            for node in self.nodes
+        )
+        return replace(self, nodes=tuple(nodes))
 
     def save(self, path: Path) -> None:
         """Writes the graph to one safetensors file: constants as tensors, everything else in the header."""
@@ -223,6 +233,8 @@ class Graph:
     def load(cls, path: Path) -> Graph:
         """Reads what `save` wrote. Nothing is executed; types are inferred anew, and every operation checks itself.
 
+        A file may call its nodes anything, see `plainly_named`; the names that `bitexport.lower` gives stay.
+
         Raises:
             BitLabError: If the file is missing, truncated, altered, something else, or no valid graph.
         """
@@ -243,7 +255,7 @@ class Graph:
         constants: dict[str, dict[str, np.ndarray]] = {}
         for key, value in tensors.items():
             if not np.issubdtype(value.dtype, np.signedinteger):
-                raise BitLabError(f"its tensor '{key}' is {value.dtype}; constants are signed integers")
+                raise BitLabError(f"its tensor {shown(key)} is {value.dtype}; constants are signed integers")
             name, _, part = key.rpartition(".")
             constants.setdefault(name, {})[part] = value.astype(np.int64)
         nodes = []
@@ -254,11 +266,11 @@ class Graph:
             try:
                 types[name] = op.infer(*(types[i] for i in inputs))
             except BitLabError as error:
-                raise BitLabError(f"node '{name}': {error}") from error
+                raise BitLabError(f"node {shown(name)}: {error}") from error
             nodes.append(Node(name, op, inputs, types[name], entry.get("scale")))
         if constants:
-            raise BitLabError(f"it holds constants of the unknown node '{next(iter(constants))}'")
-        return cls(spec, tuple(nodes), header["output_scale"], header["info"])
+            raise BitLabError(f"it holds constants of the unknown node {shown(next(iter(constants)))}")
+        return cls(spec, tuple(nodes), header["output_scale"], header["info"]).plainly_named()
 
 
 def _narrowest(values: Ints) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 
 import numpy as np
@@ -12,6 +11,7 @@ from bitcore.graph.fixed_point import MULTIPLIER_BITS, rescaling, shared
 from bitcore.graph.graph import InputSpec, Node
 from bitcore.graph.ops import Op, Requantize
 from bitcore.graph.values import Value
+from bitcore.naming import plain
 
 INPUT, OUTPUT = "input", "output"  # the graph's own names
 
@@ -57,7 +57,7 @@ class NodeBuilder:
 
     def _free(self, name: str) -> str:
         """Returns a name that no node has yet: this one, or numbered."""
-        name = re.sub(r"[^\w.-]", "_", name)
+        name = plain(name)
         names = (name, *(f"{name}.{i}" for i in range(2, len(self._nodes) + 5)))
         return next(n for n in names if n not in (INPUT, OUTPUT, *self._nodes))
 

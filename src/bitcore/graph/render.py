@@ -8,6 +8,7 @@ from bitcore.graph.graph import Graph
 from bitcore.graph.memory import plan_memory
 from bitcore.graph.ops import Conv2d, Linear
 from bitcore.graph.types import IntTensor
+from bitcore.naming import identifiers, printable
 
 COLUMNS = ("node", "operation", "reads", "shape", "range", "stored as", "arena")
 
@@ -44,9 +45,9 @@ def graph_rows(graph: Graph, arena: Mapping[str, tuple[int, int]] | None = None)
         place = places.get(node.name, "")
         rows.append(
             (
-                node.name,
+                printable(node.name),
                 what,
-                ", ".join(node.inputs),
+                ", ".join(map(printable, node.inputs)),
                 _shape(node.type.shape),
                 _range(node.type),
                 node.type.storage,
@@ -67,11 +68,19 @@ def graph_table(graph: Graph, arena: Mapping[str, tuple[int, int]] | None = None
 def graph_dot(graph: Graph) -> str:
     """Returns the graph in Graphviz's language (``dot -Tsvg``)."""
     lines = ["digraph network {", '  node [shape=box, fontname="sans-serif"];']
-    for name, what, _, shape, bounds, stored, _place in graph_rows(graph):
-        lines.append(f'  "{name}" [label="{name}\\n{what}\\n{shape} {stored}\\n{bounds}"];')
+    names = ["input", *(node.name for node in graph.nodes)]
+    boxes = identifiers(names)
+    for box, (name, what, _, shape, bounds, stored, _place) in zip(boxes.values(), graph_rows(graph), strict=True):
+        label = "\\n".join(map(_escaped, (name, what, f"{shape} {stored}", bounds)))
+        lines.append(f'  "{box}" [label="{label}"];')
     for node in graph.nodes:
-        lines += [f'  "{source}" -> "{node.name}";' for source in node.inputs]
+        lines += [f'  "{boxes[source]}" -> "{boxes[node.name]}";' for source in node.inputs]
     return "\n".join([*lines, "}", ""])
+
+
+def _escaped(text: str) -> str:
+    """Printable text inside quotes of Graphviz, which knows escapes and the entities of HTML."""
+    return text.replace("&", "&amp;").replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -14,6 +14,7 @@ from bitcore.formats import get_format
 from bitcore.graph import Conv2d, Graph, Linear
 from bitcore.graph.ops import Ints
 from bitcore.graph.types import INT16
+from bitcore.naming import printable
 
 GRAPH_FILE = "graph.safetensors"
 """In every artifact's folder: the graph it was made from."""
@@ -116,5 +117,5 @@ class Target(ABC):
         """
         problems = self.check(graph)
         if problems:
-            listed = "; ".join(f"layer '{p.layer}': {p.message}" for p in problems)
+            listed = "; ".join(f"layer '{printable(p.layer)}': {p.message}" for p in problems)
             raise BitLabError(f"target {self.name} cannot express this network: {listed}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 from bitcore.graph import Graph
+from bitcore.naming import is_file_name, is_identifier
 from bitexport.targets.base import GRAPH_FILE, Artifact
 
 MANIFEST_FILE = "export.json"
@@ -67,9 +67,11 @@ class Manifest:
         known = {field.name for field in fields(cls)}
         lists = {key: tuple(values.get(key, ())) for key in ("files", "sources")}
         manifest = cls(**{key: value for key, value in values.items() if key in known} | lists)
-        if not re.fullmatch(r"[A-Za-z]\w*", manifest.name, re.ASCII):
-            raise ValueError(f"'{manifest.name}' is no name")
-        if any(Path(name).name != name for name in (*manifest.files, *manifest.sources)):
+        if not is_identifier(manifest.name):
+            raise ValueError("it has no name")
+        if not all(isinstance(text, str) for text in (manifest.target, manifest.optimize, *manifest.rice)):
+            raise TypeError("it has names that are no texts")
+        if not all(map(is_file_name, (*manifest.files, *manifest.sources))):
             raise ValueError("it names files in other folders")
         return manifest
 

@@ -68,7 +68,7 @@ class Activations:
 
     def function(self, layer: Layer) -> str:
         """Returns the C function of a layer: ``static int32_t LABEL_value(...)``."""
-        label = self.constants.label(layer.nodes[0].name)
+        label = self.constants.labels[layer.nodes[0].name]
         self._used: list[str] = []  # requantizations of this function
         lines = list(self._lines(layer))
         text = "\n".join(lines)
@@ -128,13 +128,13 @@ class Activations:
         yield f"value = {function}(value, {rest});" if fits else f"value = {function}(value, {factor}, {rest});"
 
     def _lookup(self, value: _Value[Lookup]) -> Iterator[str]:
-        table = self.constants.label(value.node.name) + "_table"
+        table = self.constants.labels[value.node.name] + "_table"
         self.constants.add(table, value.op.table.tolist())
         yield f"value = {self._read(table, '(uint8_t)value')};"
 
     def _add(self, value: _Value[Add]) -> Iterator[str]:
-        for name in value.others:
-            yield f"value += {self._operand(value.node, name)};"
+        for i, name in enumerate(value.others):
+            yield f"value += {self._operand(value.node, i, name)};"
 
     def _threshold(self, value: _Value[Threshold]) -> Iterator[str]:
         first, node, op, bias = value.first, value.node, value.op, value.bias
@@ -146,7 +146,7 @@ class Activations:
         if np.any(signs < 0):
             yield f"value = {self._element(first, node, 'sign', signs)} < 0 ? -value : value;"
         count = thresholds.shape[1]
-        name = f"{self.constants.label(node.name)}_thresholds"
+        name = f"{self.constants.labels[node.name]}_thresholds"
         if len(thresholds) > 1:
             thresholds = self._in_memory_order(node, thresholds)
         small = thresholds.min() >= -(2**15) and thresholds.max() < 2**15
@@ -166,7 +166,7 @@ class Activations:
         """The expression of a node's parameter for this channel, or this element where a map has been flattened."""
         if len(values) > 1:
             values = self._in_memory_order(node, values)
-        name, c_type = f"{self.constants.label(node.name)}_{what}", "uint8_t" if what == "shift" else None
+        name, c_type = f"{self.constants.labels[node.name]}_{what}", "uint8_t" if what == "shift" else None
         return self.constants.element(name, values, self._index(first, node), c_type)
 
     def _index(self, first: Node, node: Node) -> str:
@@ -176,8 +176,8 @@ class Activations:
         order = self.orders[node.name]
         return values if order is None or len(node.type.shape) > 1 else values[order]
 
-    def _operand(self, node: Node, name: str) -> str:
-        """The element of another result that is added."""
+    def _operand(self, node: Node, i: int, name: str) -> str:
+        """The element of the ``i``-th other result that is added."""
         storage = self.plan.types[name].storage
         index = "element"
         mine = self.orders[node.name]
@@ -187,7 +187,7 @@ class Activations:
         if len(node.type.shape) == 1 and not _same(mine, other):
             size = node.type.size
             inverse = np.argsort(np.arange(size) if other is None else other)
-            array = f"{self.constants.label(node.name)}_order_{self.constants.label(name)}"
+            array = f"{self.constants.labels[node.name]}_order_{i}"
             self.constants.add(array, inverse[np.arange(size) if mine is None else mine].tolist())
             index = self._read(array, "element")
         if name == "input":

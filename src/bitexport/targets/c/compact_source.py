@@ -52,7 +52,7 @@ class Compact:
         stream, total = "", 0
         for layer, channels, comment in zip(self.layers, self._channels, comments, strict=True):
             codes, ends = self._codes(layer), words.pack(channels)
-            label = self.constants.label(layer.nodes[0].name)
+            label = self.constants.labels[layer.nodes[0].name]
             self.constants.add(f"{label}_weight", codes, "uint8_t")
             self.constants.add(f"{label}_channels", ends, "uint8_t")
             self._starts.append(total)

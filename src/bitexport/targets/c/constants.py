@@ -45,10 +45,15 @@ class Constant:
 
 @dataclass
 class Constants:
-    """The constant arrays of a network, and the C names of its layers."""
+    """The constant arrays of a network, and what the C names of its layers begin with.
 
+    Attributes:
+        labels: For each node, the beginning of its C identifiers.
+        arrays: The arrays.
+    """
+
+    labels: dict[str, str]
     arrays: list[Constant] = field(default_factory=list)
-    labels: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, values: list[int], c_type: str | None = None) -> str:
         """Adds an array, of the narrowest type unless one is given; returns its name."""
@@ -62,16 +67,6 @@ class Constants:
         self.add(name, values.tolist(), c_type)
         constant = self.arrays[-1]
         return f"({constant.type})BIT_FLASH{constant.bits}(&{name}[{index}])"
-
-    def label(self, name: str) -> str:
-        """A node's name as the beginning of C identifiers, distinct from every other node's."""
-        if name not in self.labels:
-            base = re.sub(r"\W", "_", name, flags=re.ASCII)
-            label = base = f"layer_{base}" if re.match(r"\d|_|bit_", base, re.IGNORECASE) else base
-            while label in self.labels.values():
-                label = f"{base}_{len(self.labels)}"
-            self.labels[name] = label
-        return self.labels[name]
 
 
 def narrowest(values: list[int]) -> str:

@@ -166,4 +166,4 @@ def write_project(chip: Chip, name: str, sources: Sequence[str], out: Path) -> N
     }
     text = "".join(f"{key} := {value}".rstrip() + "\n" for key, value in lines.items())
     comment = f"# {chip.chip}; Debian: apt-get install make {chip.package} {emulator.package}\n"
-    (out / "settings.mk").write_text(comment + text)
+    (out / "settings.mk").write_text(comment + text, "utf-8")

@@ -122,7 +122,7 @@ class Layers:
     # ---- places ------------------------------------------------------------------------------------------------------
 
     def _label(self, layer: Layer) -> str:
-        return self.constants.label(layer.nodes[0].name)
+        return self.constants.labels[layer.nodes[0].name]
 
     def _arena(self, name: str) -> str:
         offset = self.plan.offset(name)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 
 from bitcore.graph import Conv2d, Linear
+from bitcore.naming import cell
 from bitexport.targets.c.chips import Chip
 from bitexport.targets.c.compact_dense import RICE_COST
 from bitexport.targets.c.source import CSource
+
+_FORMULA = 1000
+"""Letters that are shown of how pixels become the input."""
 
 
 def export_readme(source: CSource, chip: Chip | None = None, saved: float = math.inf) -> str:
@@ -27,7 +31,8 @@ def export_readme(source: CSource, chip: Chip | None = None, saved: float = math
             shape = "x".join(map(str, node.op.levels.shape))
             rice = source.rice.get(node.name)
             coding = f", Rice codes: {rice[1] - rice[0]} bytes less" if rice else ""
-            rows.append(f"| {node.name} | {shape} | {node.op.format}{coding} | {source.weight_bytes(node.name)} |")
+            cells = cell(node.name), shape, f"{node.op.format}{coding}", str(source.weight_bytes(node.name))
+            rows.append(f"| {' | '.join(cells)} |")
     layers = "\n".join(rows) + ("\n\n" + _rice_text(source, saved) if source.rice else "")
     return f"""\
 # {name}
@@ -69,7 +74,7 @@ Compile all `.c` files here; add `-DBIT_NO_MULTIPLIER` for a chip without a mult
 def _proof_text(source: CSource) -> str:
     info = source.graph.info
     pictures = "preprocessing" in info and "dataset" in info
-    inputs = f"on the test images of `{info['dataset']}`" if pictures else "on random inputs of its whole range"
+    inputs = f"on the test images of {cell(info['dataset'])}" if pictures else "on random inputs of its whole range"
     shape = ", ".join(["samples", *map(str, source.graph.input.shape)])
     return (
         "`bitlab verify FOLDER` compiles this folder and compares every output with the reference, `graph.safetensors`,"
@@ -114,5 +119,5 @@ def _input_text(source: CSource) -> str:
             + " that clips nothing"
         )
     preprocessing = source.graph.info.get("pixels")
-    real = f" The real input is made from pixels so: {preprocessing}." if preprocessing else ""
+    real = f" The real input is made from pixels so: {cell(preprocessing, _FORMULA)}." if preprocessing else ""
     return f"{shape} values{order}, {spec.type.storage}: {meaning}.{real}"

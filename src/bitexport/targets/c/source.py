@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bitcore.graph import Conv2d, Graph, Linear
 from bitcore.graph.types import IntTensor
+from bitcore.naming import identifiers
 from bitexport.targets.base import Sizes
 from bitexport.targets.c.activation import Activations
 from bitexport.targets.c.calls import Layer
@@ -36,7 +37,7 @@ class CSource:
     """The C source of a graph.
 
     Attributes:
-        graph: The graph.
+        graph: The graph, see `Graph.plainly_named`.
         name: The network's name, a C identifier.
         limit: Bytes that the arena should not exceed, see `plan_layers`.
         compact: Whether the compact runtime runs what it can.
@@ -56,9 +57,10 @@ class CSource:
     runtime: set[str] = field(init=False, default_factory=lambda: {"bit_argmax.c"})
 
     def __post_init__(self) -> None:
-        """Plans the memory."""
+        """Gives the layers names that mean nothing in C, and plans the memory."""
+        self.graph = self.graph.plainly_named()
         self.plan = plan_layers(self.graph, self.limit, self.compact, self.with_rice, self.packed)
-        self._constants = Constants()
+        self._constants = Constants(identifiers(node.name for node in self.graph.nodes))
         orders = find_orders(self.graph)
         activations = Activations(self.graph, self.plan, self._constants, orders, self.runtime)
         self._layers = Layers(self.plan, self._constants, activations)
@@ -81,7 +83,7 @@ class CSource:
 
     def weight_bytes(self, node: str) -> int:
         """Returns the bytes of a layer's packed weights, after `source`."""
-        names = [f"{self._constants.label(node)}_{what}" for what in ("weight", "weight_bytes")]
+        names = [f"{self._constants.labels[node]}_{what}" for what in ("weight", "weight_bytes")]
         return sum(constant.bytes for constant in self.constants if constant.name in names)
 
     @property
@@ -225,13 +227,13 @@ int {name}_predict(const int8_t *input) {{
         known = len(self.constants)
         text = self._layers.declare(layer)
         arrays = "\n".join(constant.declaration() for constant in self.constants[known:])
-        comment = self._comment(layer)
-        return f"{comment}{arrays}\n{text}" if arrays else f"{comment}{text}"
+        above = self._comment(layer)
+        return f"{above}{arrays}\n{text}" if arrays else f"{above}{text}"
 
     def _comment(self, layer: Layer) -> str:
         """What a layer is, as a comment."""
-        comment = "".join(f" * {line}\n" for line in self._lines(layer))
-        return f"/*{comment[2:-1]} */\n"
+        lines = "".join(f" * {line}\n" for line in self._lines(layer))
+        return f"/*{lines[2:-1]} */\n"
 
     def _lines(self, layer: Layer) -> Iterator[str]:
         for node in (*layer.nodes, *([layer.pool] if layer.pool else [])):

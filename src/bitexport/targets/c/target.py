@@ -99,7 +99,7 @@ class CTarget(Target):
             raise size
         sources = (f"{name}.c", *sorted(source.runtime))
         graph.save(folder / GRAPH_FILE)
-        (folder / "README.md").write_text(export_readme(source, self.chip, _flash(other) - _flash(size)))
+        (folder / "README.md").write_text(export_readme(source, self.chip, _flash(other) - _flash(size)), "utf-8")
         if self.chip is not None and self.chip.flash:
             write_project(self.chip, name, sources, folder / "firmware")
         files = sorted([*(path.name for path in folder.iterdir()), MANIFEST_FILE])
@@ -126,8 +126,8 @@ class CTarget(Target):
         for path in folder.iterdir():
             path.unlink()
         name = source.name
-        (folder / f"{name}.c").write_text(source.source())
-        (folder / f"{name}.h").write_text(source.header())
+        (folder / f"{name}.c").write_text(source.source(), "utf-8")
+        (folder / f"{name}.h").write_text(source.header(), "utf-8")
         copy_runtime((*source.headers, *source.runtime), folder)
         if self.chip is None or not self.chip.flash:
             return None
