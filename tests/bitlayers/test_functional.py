@@ -22,6 +22,7 @@ LAYERS: dict[str, tuple[type[BitLayer], tuple[Any, ...], tuple[int, ...]]] = {
 CASES = [*(("linear", preset) for preset in PRESETS), *((kind, "lsq-plus-4") for kind in LAYERS if kind != "linear")]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own use of it
 @pytest.mark.parametrize(("kind", "preset"), CASES)
 def test_transforms_equal_the_backward_pass(kind: str, preset: str):
     make, sizes, shape = LAYERS[kind]
