@@ -116,11 +116,12 @@ def convolutional(
     batch_norm: bool = False,
     pool: bool = True,
     activation: type[nn.Module] = nn.ReLU,
+    channels: int = 2,
 ) -> nn.Module:
     """Convolutions (strided, padded, depthwise, dilated) with all that may stand between them, then a linear layer."""
     norms = [nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(6)] if batch_norm else [nn.Identity()] * 3
     layers = OrderedDict(
-        conv0=nn.Conv2d(CONV_SHAPE[0], 8, 3, stride=1, padding=1, bias=bias),
+        conv0=nn.Conv2d(channels, 8, 3, stride=1, padding=1, bias=bias),
         norm0=norms[0],
         act0=activation(),
         pool0=nn.MaxPool2d(2) if pool else nn.Identity(),
@@ -135,11 +136,11 @@ def convolutional(
         head=nn.LazyLinear(5, bias=bias),
     )
     model = nn.Sequential(layers)
-    model(torch.zeros(2, *CONV_SHAPE))
+    model(torch.zeros(2, channels, *CONV_SHAPE[1:]))
     return quantize(model, config)
 
 
-CONV_SHAPE = (3, 9, 8)
+CONV_SHAPE = (2, 9, 8)
 
 
 def with_ranges(model: nn.Module) -> nn.Module:

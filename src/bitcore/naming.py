@@ -99,8 +99,8 @@ def cell(text: object, longest: int = _SHOWN) -> str:
 
 
 def is_file_name(text: object) -> bool:
-    """Whether a text names a file or folder in any folder of any system, and leads nowhere else."""
-    if not isinstance(text, str) or not text or not is_clean(text) or re.search(r'[/\\:*?"<>|]', text):
+    """Whether a text names a file or folder in any folder, and leads nowhere else on any system."""
+    if not isinstance(text, str) or not text or not is_clean(text) or re.search(r"[/\\]|^[A-Za-z]:", text):
         return False
     reserved = text.partition(".")[0].strip().lower() in _DEVICES
     return text.strip(" .") == text and not reserved and len(text.encode()) <= _LONGEST_FILE

@@ -42,7 +42,7 @@ def errors_as_lines() -> Iterator[None]:
     except Interrupted as stop:
         from bittrain.hardware import is_first_process
 
-        _end(str(stop) if is_first_process() else "", int(stop.code))
+        _end(str(stop) if is_first_process() else "", int(stop.code or 0))  # pyright: ignore[reportArgumentType]
     except OSError as error:  # full disks, permissions, folders in place of files: nothing that a traceback explains
         where = "" if error.filename is None else f"{os.fspath(error.filename)!r}: "
         _end(f"{where}{error.strerror or error}", 1)

@@ -16,6 +16,7 @@ from bitcore.formats import get_format
 from bitcore.kernels.machine import PreparedTensor
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitcore.quantizers.ranges import DIVERGED, UNSEEN
+from bitlayers.modes import evaluating
 from bitlayers.packed_weight import PackedWeight, rows, unrows
 
 NOT_FINITE = "its weights are NaN or infinite; the training diverged, lower the learning rate"
@@ -206,9 +207,8 @@ class PackedStorage(nn.Module):
         zeros = torch.zeros(self.weight_shape, dtype=self.weight.dtype, device=self.weight.device)
         row_bytes = quantizer.format.packing.row_bytes(zeros[:1].numel())
         data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
-        training = quantizer.training
-        scale = quantizer.eval().scale(zeros) if self.weight_scale is None else self.weight_scale
-        quantizer.train(training)
+        with evaluating(quantizer):
+            scale = quantizer.scale(zeros) if self.weight_scale is None else self.weight_scale
         return data, scale.detach()
 
     def _check_packed(

@@ -199,8 +199,7 @@ def check_file_name(name: str, value: str) -> None:
     """
     if not is_file_name(value):
         raise BitLabError(
-            f"recipe key {name}: must be a folder's name, without any of / \\ : * ? \" < > | and dots at its ends, not "
-            f"{shown(value)}"
+            f"recipe key {name}: must be a folder's name, without / and \\ and dots at its ends, not {shown(value)}"
         )
 
 

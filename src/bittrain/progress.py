@@ -77,7 +77,8 @@ class ProgressBar(Callback):
             return
         self._shown = time.perf_counter()
         seconds = self._shown - self._start
-        done, batches = trainer.fit_loop.epoch_loop.batch_progress.current.processed, int(trainer.num_training_batches)
+        progress, batches = trainer.fit_loop.epoch_loop.batch_progress, int(trainer.num_training_batches)
+        done = progress.current.processed  # pyright: ignore[reportAttributeAccessIssue]
         speed, left = "", ""
         if self._batches:
             remaining = (trainer.max_epochs - trainer.current_epoch) * batches - done

@@ -424,6 +424,7 @@ def with_range(config: object, value: float) -> nn.Module:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:the model's code cannot be followed")
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_layer_and_remedy(case: str) -> None:
     model, shape, layer, words = REFUSED[case]

@@ -276,7 +276,7 @@ def ready_for(name: str) -> Any:
     second.weight = first.weight
     model = nn.Sequential(first, second, nn.ReLU(), nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4))
     model.register_buffer("offset", torch.ones(4))
-    model.register_forward_hook(lambda module, x, y: y + module.get_buffer("offset")[:, None])
+    model.register_forward_hook(lambda module, x, y: torch.as_tensor(y) + module.get_buffer("offset")[:, None])
     return model if name == "quantize" or "ternary" in name else quantize(model, "bitnet")
 
 

@@ -17,6 +17,7 @@ from bitcore.config import DYNAMIC, FLOAT
 from bitcore.presets import PRESETS
 from bitexport import lower
 from bitlayers import BitConv1d, BitConvTranspose2d, BitEmbedding, BitLayer, BitLinear, BitTransposedLinear, quantize
+from bitlayers.packed_weight import PackedWeight
 from bitlayers.places import CONVERSIONS
 
 
@@ -103,7 +104,7 @@ def test_train_eval_and_packed(kind: Any, preset: str):
             torch.testing.assert_close(y.detach(), expected, rtol=1e-4, atol=1e-4)
         state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
         layer.pack()
-        assert layer.weight is None and torch.equal(layer(x), expected)
+        assert isinstance(layer.weight, PackedWeight) and torch.equal(layer(x), expected)
         fresh, _ = converted(kind, preset)
         fresh.eval().load_state_dict(layer.state_dict())
         assert fresh.packed and torch.equal(fresh(x), expected)

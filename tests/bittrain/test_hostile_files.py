@@ -58,9 +58,7 @@ def test_no_field_of_a_recipe_takes_what_means_nothing(field: str) -> None:
         assert len(message) < 1000
 
 
-@pytest.mark.parametrize(
-    "name", ["", " ", ".", "..", "../../x", "/etc/x", "a/b", "a\\b", ".x", "x.", "x" * 201, "é" * 101]
-)
+@pytest.mark.parametrize("name", [" ", ".", "..", "../../x", "/etc/x", "a/b", "a\\b", ".x", "x.", "x" * 201, "é" * 101])
 def test_a_recipes_name_leads_nowhere(name: str) -> None:
     with pytest.raises(BitLabError, match="recipe key name: must be a folder's name"):
         Recipe(name=name)

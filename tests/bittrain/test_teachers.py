@@ -54,7 +54,7 @@ def test_teachers_that_do_not_fit(twin: Path) -> None:
         load_teacher(twin, ["a", "b", "c"], preprocessing)
     with pytest.raises(BitLabError, match="was trained on other input"):
         load_teacher(twin, data.classes, data.preprocessing("pow2"))
-    with pytest.raises(BitLabError, match="neither a folder nor a hub id"):
+    with pytest.raises(BitLabError, match="there is no run 'nowhere'; train it first"):
         load_teacher("nowhere", data.classes, preprocessing)
 
 

@@ -123,7 +123,7 @@ class GraphBuilder(GridBuilder):
         if not math.isfinite(scale + shift):
             raise self.error(f"its activation scale is {scale}; the training diverged, lower the learning rate")
         low, high = int(fmt.low + shift), int(fmt.high + shift)
-        if shift and narrow((), low, high).bytes != 1:
+        if shift and narrow((1,), low, high).bytes != 1:
             raise self.error(
                 f"its offset makes levels {low}…{high} of {fmt.name}, which are no bytes; use an activation_dtype "
                 "of fewer bits, such as uint7, or activation_scale=learned"

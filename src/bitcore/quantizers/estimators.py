@@ -80,7 +80,7 @@ class _Function(torch.autograd.Function):
         """As torch's, which would look up the signature of ``forward`` at every call."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Surrogate(_Function):

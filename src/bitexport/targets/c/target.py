@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 from bitcore.errors import BitLabError, unknown
 from bitcore.graph import Graph
@@ -141,7 +142,8 @@ class CTarget(Target):
     def describe(self, artifact: Artifact) -> Sizes:
         """Returns what the export says it takes."""
         manifest = Manifest.load(artifact.folder)
-        return Sizes(**{field.name: manifest.size(field.name) for field in fields(Sizes)})
+        sizes: dict[str, Any] = {field.name: manifest.size(field.name) for field in fields(Sizes)}
+        return Sizes(**sizes)
 
     def run(self, artifact: Artifact, codes: Ints) -> Ints:
         """Compiles with the host's C compiler, warnings as errors, and runs every sample."""
