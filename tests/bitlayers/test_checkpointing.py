@@ -13,6 +13,9 @@ from bitlayers import quantize, train_fused
 BATCHES = [torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(i)) * (i + 1) for i in range(3)]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the model.s code cannot be followed")  # parts without a forward
+
+
 def network(preset: str) -> nn.Module:
     torch.manual_seed(0)
     first = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1), nn.Hardtanh())

@@ -39,7 +39,7 @@ USES: dict[str, Callable[[nn.Module], object]] = {
     "predict": lambda model: predict(model, SPLIT.images, PREPROCESSING),
     "predict_batches": lambda model: predict_batches(model, TestLoader(SPLIT, PREPROCESSING)),
     "evaluate": lambda model: evaluate(model, SPLIT, PREPROCESSING),
-    "distillation": lambda model: Distiller(nn.Sequential(nn.Flatten(), nn.Linear(144, 5))).prepare(model, X),
+    "distillation": lambda model: Distiller(nn.Sequential(nn.Flatten(), nn.Linear(216, 5))).prepare(model, X),
     "re-estimation": lambda model: reestimate_batchnorm(model, [X]),
     "instability": lambda model: aiwq(model, [X]),
     "the check of a new model": lambda model: _check_input(model, Recipe(), SHAPE),

@@ -21,7 +21,7 @@ from bitexport import lower
 from bitlayers import BitLinear, RPReLU, RSign, clip_latent_weights, pack, quantize
 from bittrain.data import Split, load_dataset
 
-STEPS, BATCH = 60, 128
+STEPS, BATCH = 100, 128
 SANE, BINARY = 0.7, 0.4  # accuracy; guessing has 0.1, and networks of signs need more channels than these
 DIFFERENT = 0.01  # of the test images, where 8-bit requantization rounds otherwise than float32
 
