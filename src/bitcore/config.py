@@ -94,7 +94,7 @@ class BitQuantConfig:
     weight_clip: bool = False
 
     def __post_init__(self) -> None:
-        """Checks every name."""
+        """Checks every name and number."""
         if self.activation_granularity == "per_channel":
             object.__setattr__(self, "activation_granularity", "per_token")
         known: dict[str, Collection[str]] = {
@@ -111,14 +111,18 @@ class BitQuantConfig:
             "weight_rounding": ROUNDINGS,
         }
         for field, names in known.items():
-            if getattr(self, field) not in names:
+            if not isinstance(getattr(self, field), str) or getattr(self, field) not in names:
                 raise unknown(field, getattr(self, field), names)
         if self.input_dtype != FLOAT and get_format(self.input_dtype).bits < 8:
             raise BitLabError(f"input_dtype '{self.input_dtype}' is below 8 bits; use int8, uint8 or float32")
         for field in ("weight_scale", "estimator", "weight_rounding"):
             self._check_suited(field, "weight_format")
         self._check_suited("activation_estimator", "activation_dtype")
-        if not isinstance(self.weight_group_size, int) or self.weight_group_size < 1:
+        for field in ("weight_scale_pow2", "activation_scale_pow2", "weight_clip"):
+            if not isinstance(getattr(self, field), bool):
+                raise BitLabError(f"{field} must be true or false, not {getattr(self, field)!r:.80}")
+        size = self.weight_group_size
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise BitLabError(f"weight_group_size must be a whole number from 1, not {self.weight_group_size!r}")
         if self.weight_scale == "ttq" and self.weight_granularity == "per_group":
             raise BitLabError("weight_scale 'ttq' has no groups; use per_tensor or per_channel")

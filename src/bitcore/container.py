@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,9 +38,13 @@ def save_container(
         save: ``save(tensors, metadata)`` of safetensors, for the library that the tensors are of.
 
     Raises:
-        BitLabError: If it cannot be written.
+        BitLabError: If it cannot be written, or the header is no JSON.
     """
-    text = json.dumps({_CHECKSUM: _BLANK, **header}, allow_nan=False)
+    try:
+        text = json.dumps({_CHECKSUM: _BLANK, **header}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BitLabError(f"cannot write '{path}': what it shall hold is no JSON: {error}") from error
+    parse_json(text, f"what '{path}' shall hold")  # a key may be there twice: the number 1 and the text "1"
     content = bytearray(save(tensors, {kind: text}))
     place = _place(content, kind)
     content[place : place + len(_BLANK)] = hashlib.sha256(content).hexdigest().encode()
@@ -97,8 +102,13 @@ def parse_json(text: str | bytes, what: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
 
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise ValueError(f"{number:.80} is beyond all floating-point numbers")
+        return value
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise BitLabError(f"{what} is damaged, no JSON: {error}") from error
 

@@ -16,7 +16,6 @@ from bitcore.formats import get_format
 from bitcore.kernels.machine import PreparedTensor
 from bitcore.quantizers import PackedTensor, QTensor, Quantizer
 from bitcore.quantizers.ranges import DIVERGED, UNSEEN
-from bitlayers.modes import evaluating
 from bitlayers.packed_weight import PackedWeight, rows, unrows
 
 NOT_FINITE = "its weights are NaN or infinite; the training diverged, lower the learning rate"
@@ -186,7 +185,7 @@ class PackedStorage(nn.Module):
         """Takes on the state, packed or not, of the dictionary it loads."""
         described = state_dict.pop(f"{prefix}{PACKED_AS}", None)
         if f"{prefix}packed_weight" in state_dict and self.weight_quantizer is not None:
-            data, scale = self._blank()
+            data, scale = (torch.empty_like(like, device=self.weight.device) for like in self.packed_like())
             self._check_packed(state_dict, prefix, described, data, scale)
             self._to_bytes()
             if not self.packed:
@@ -200,16 +199,17 @@ class PackedStorage(nn.Module):
         self._unexamined = True
         self._to_machine()
 
-    def _blank(self) -> tuple[Tensor, Tensor]:
-        """Returns a packed weight and scale of the layer's shapes, for others to be copied into."""
-        quantizer = self.weight_quantizer
+    def packed_like(self) -> tuple[Tensor, Tensor]:
+        """Returns tensors of the shape and type of the layer's packed weight and scale, on the meta device."""
+        quantizer, scale = self.weight_quantizer, self.weight_scale
         assert quantizer is not None
-        zeros = torch.zeros(self.weight_shape, dtype=self.weight.dtype, device=self.weight.device)
-        row_bytes = quantizer.format.packing.row_bytes(zeros[:1].numel())
-        data = torch.zeros(len(zeros), row_bytes, dtype=torch.uint8, device=zeros.device)
-        with evaluating(quantizer):
-            scale = quantizer.scale(zeros) if self.weight_scale is None else self.weight_scale
-        return data, scale.detach()
+        row_bytes = quantizer.format.packing.row_bytes(math.prod(self.weight_shape[1:]))
+        data = torch.empty(self.weight_shape[0], row_bytes, dtype=torch.uint8, device="meta")
+        if scale is not None:
+            return data, scale.detach().to("meta")
+        dtype = quantizer.source(self.weight.detach().new_empty(0), quantizer.format).dtype
+        dtype = torch.promote_types(dtype, torch.float32)
+        return data, torch.empty(quantizer.source.shape(self.weight_shape), dtype=dtype, device="meta")
 
     def _check_packed(
         self, state_dict: dict[str, Any], prefix: str, described: Tensor | None, data: Tensor, scale: Tensor
@@ -233,10 +233,14 @@ class PackedStorage(nn.Module):
             return
         if not bool(((scales > 0) & scales.isfinite()).all()):
             raise BitLabError(f"'{prefix}weight_scale': {DIVERGED}")
+        packing, n = quantizer.format.packing, math.prod(self.weight_shape[1:])
         try:
-            quantizer.format.decode(quantizer.format.packing.unpack(there, math.prod(self.weight_shape[1:])))
+            codes = packing.unpack(there, there.shape[-1] // packing.word * packing.codes)
+            quantizer.format.decode(codes)
         except ValueError as error:
             raise BitLabError(f"'{key}': {error}") from error
+        if codes[:, n:].any():
+            raise BitLabError(f"'{key}': its rows are padded with other codes than 0")
 
     def machine_layout(self, weight: PackedTensor) -> Tensor | None:
         """Returns the packed weight in a kernel's own layout, to be held in its place; ``None`` for none."""

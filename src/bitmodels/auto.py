@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import UnionType
@@ -193,7 +194,7 @@ class AutoBitModel:
         for option, value in given.items():
             if not _fits(value, kinds[option]):
                 wanted = _WANTED.get(get_origin(kinds[option]) or kinds[option], "of another kind")
-                raise BitLabError(f"option '{option}' of model '{name}' must be {wanted}, not {value!r}")
+                raise BitLabError(f"option '{option}' of model '{name}' must be {wanted}, not {value!r:.80}")
         try:
             built = config(**{**variant.options, **given})
         except (TypeError, ValueError) as error:
@@ -232,7 +233,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if isinstance(value, bool) and kind is not bool:
         return False
-    return isinstance(value, (int, float) if kind is float else kind)
+    if kind is float:  # NaN and infinity are none, nor are whole numbers that no float holds
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    return isinstance(value, kind)
 
 
 def _tuples(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,8 @@ class ConvNeXtV2(nn.Module):
         first, last = config.widths[0], config.widths[-1]
         stem = nn.Conv2d(config.in_channels, first, config.patch, config.patch)
         self.stem = nn.Sequential(stem, ChannelNorm(first, eps=1e-6))
-        probabilities = iter(torch.linspace(0, config.drop_path, sum(config.blocks), device="cpu").tolist())
+        last_block = max(1, sum(config.blocks) - 1)
+        probabilities = (config.drop_path * i / last_block for i in count())
         self.stages = nn.Sequential()
         for stage, (width_in, width) in enumerate(pairwise((first, *config.widths))):
             if stage:

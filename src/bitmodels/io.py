@@ -5,27 +5,32 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bitcore.config import FLOAT, BitQuantConfig
+from bitcore.config import BitQuantConfig
+from bitcore.container import load_container, save_container
 from bitcore.errors import BitLabError
-from bitcore.files import write_atomically
-from bitcore.formats import get_format
 from bitlayers.base import BitLayer
 from bitlayers.convert import convert_layers, pack
 from bitlayers.copying import restored_on_error
 from bitlayers.fusion import fuse_batchnorm, trains_fused
 from bitlayers.storage import PACKED_AS, describe_packed
+from bitmodels.agreement import check_layers, check_tensors, check_values, sketching
 from bitmodels.auto import AutoBitModel
+from bitmodels.header import REPEATS, Header, describe_formats
 
 _FILE_KIND = "bitlab-model-1"
+# What a held scale is for is past once there are codes; the header says what PACKED_AS does.
+_SAID = (".weight_quantizer.source.held_scale", ".weight_quantizer.source.held_divisor")
+_WHAT = "BitLab model"
 _LARGE = 256  # bytes; smaller tensors are stored as often as they occur
 
 
@@ -81,18 +86,22 @@ def save_weights(model: nn.Module, path: Path, extra: dict[str, Any] | None = No
                 raise BitLabError(f"layer '{layer_name}': {error}") from error
             prefix = name.removesuffix("weight")
             state[f"{prefix}packed_weight"], state[f"{prefix}weight_scale"] = packed.data, packed.scale
-        elif layer is None or field != PACKED_AS:  # which the header says
+        elif field != PACKED_AS and not name.endswith(_SAID):
             state[name] = tensor
+    try:
+        check_values(state)
+    except BitLabError as error:
+        raise BitLabError(f"{error}; the training diverged, lower the learning rate") from error
     header = {
         "model": getattr(model, "bit_model", None),
-        "formats": _describe_formats(configs),
+        "formats": describe_formats(configs),
         "configs": [config.to_dict() for config in configs],
         "layers": layers,
         "same": (same := _repeated(state)),
         "extra": extra or {},
     }
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items() if name not in same}
-    write_atomically(Path(path), save_tensors(state, {_FILE_KIND: json.dumps(header)}))
+    save_container(Path(path), _FILE_KIND, header, state, save_tensors)
 
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -105,18 +114,19 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         BitLabError: If the file is missing, truncated, or no BitLab model.
     """
     header, state = _read(path := Path(path))
-    try:
-        description = header["model"]
-        if description is None:
-            raise BitLabError(f"'{path}' holds a model that is not from the zoo; build it in code and use load_into")
-        model = AutoBitModel.from_name(description["name"], None, **description["options"])
-        if description.get("batch_norm") == "fused":
-            fuse_batchnorm(model, inplace=True)
+    if header.model is None:
+        raise BitLabError(f"'{path}' holds a model that is not from the zoo; build it in code and use load_into")
+    with _blaming(path):
+        with sketching(2 * len(state)):  # a batch norm that was folded into its layer had two parameters
+            sketch = _build(header.model)
+            _convert(sketch, header)
+            check_tensors(sketch, state)
+        model = _build(header.model)
+        _convert(model, header)
         _fill(model, header, state)
-        model.bit_model = {**model.bit_model, "quant": description["quant"], "overrides": description["overrides"]}  # type: ignore[dict-item]
-        return model, header["extra"]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+        asked = {key: header.model[key] for key in ("quant", "overrides")}
+        model.bit_model = {**model.bit_model, **asked}  # type: ignore[assignment, dict-item]
+        return model, header.extra
 
 
 def load_into(model: nn.Module, path: Path) -> dict[str, Any]:
@@ -136,95 +146,79 @@ def load_into(model: nn.Module, path: Path) -> dict[str, Any]:
             model is what it was then.
     """
     header, state = _read(path := Path(path))
-    try:
-        with restored_on_error(model):
-            _fill(model, header, state)
-            return header["extra"]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+    with _blaming(path), restored_on_error(model):
+        _convert(model, header)
+        check_tensors(model, state)
+        _fill(model, header, state)
+        return header.extra
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """Returns the header of a file: ``model``, ``formats``, ``configs``, ``layers``, ``same``, ``extra``.
 
     Raises:
-        BitLabError: If the file is missing, truncated, or no BitLab model.
+        BitLabError: If the file is missing, altered, or no BitLab model.
     """
-    return _read(Path(path))[0]
+    return load_container(Path(path), _FILE_KIND, _WHAT, "pt")[0]
 
 
 def _repeated(state: dict[str, Tensor]) -> dict[str, str]:
     """Returns the large tensors that repeat an earlier one bit for bit, as tied weights do, and which one."""
     first: dict[tuple[Any, ...], str] = {}
-    same = {}
+    same: dict[str, str] = {}
+    repeats: Counter[str] = Counter()
     for name, tensor in state.items():
         if tensor.nbytes >= _LARGE:
             data = tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            source = first.setdefault((tensor.dtype, tensor.shape, data), name)
-            if source != name:
+            source = first.setdefault(key := (tensor.dtype, tensor.shape, data), name)
+            if source == name:
+                continue
+            if repeats[source] == REPEATS:
+                first[key] = name
+            else:
                 same[name] = source
+                repeats[source] += 1
     return same
 
 
-def _describe_formats(configs: list[BitQuantConfig]) -> dict[str, Any]:
-    """What a reader must know to decode the codes."""
-    described = {}
-    for config in configs:
-        if config.weight_format != FLOAT:
-            fmt = get_format(config.weight_format)
-            packing = {"radix": fmt.packing.radix, "codes": fmt.packing.codes, "word": fmt.packing.word}
-            described[fmt.name] = {"levels": list(fmt.levels), **packing}
-    return described
+def _read(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    content, state = load_container(path, _FILE_KIND, _WHAT, "pt")
+    with _blaming(path):
+        header = Header.of(content)
+        return header, state | {name: state[source] for name, source in header.repeated(state).items()}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise BitLabError(f"there is no file '{path}'")
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Lets every error name the file."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BitLabError(
-            f"'{path}' is no intact safetensors file ({error}); models are kept in model.safetensors, never in pickles"
-        ) from error
-    if _FILE_KIND not in metadata:
-        raise BitLabError(f"'{path}' is a safetensors file of something else, not of a BitLab model")
-    try:
-        header = json.loads(metadata[_FILE_KIND])
-        if not isinstance(header, dict):
-            raise TypeError("its header is no object")
-    except (ValueError, TypeError) as error:
-        raise _damaged(path, error) from error
-    return header, state
+        yield
+    except (BitLabError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise BitLabError(f"'{path}' is damaged, of another BitLab version or of another model: {error}") from error
 
 
-def _fill(model: nn.Module, header: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Makes the model's layers those of the header, then loads the state."""
-    configs = [BitQuantConfig.from_dict(config) for config in header["configs"]]
-    layers = {name: configs[layer["config"]] for name, layer in header["layers"].items()}
-    state = state | {name: state[other] for name, other in header.get("same", {}).items()}
+def _build(description: dict[str, Any]) -> nn.Module:
+    """Builds the model of a header, its layers float."""
+    model = AutoBitModel.from_name(description["name"], None, None, **description["options"])
+    return fuse_batchnorm(model, inplace=True) if "batch_norm" in description else model
+
+
+def _convert(model: nn.Module, header: Header) -> None:
+    """Makes the model's layers those of the header."""
     there = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, BitLayer)}
-    convert_layers(model, {name: config for name, config in layers.items() if name not in there})
     for name, layer in there.items():
-        if layers.get(name) != layer.quant_config:
+        if name in header.layers and header.layers[name].config != layer.quant_config:
             raise BitLabError(f"layer '{name}' is quantized otherwise in the file; give load_into the float model")
-    described = _describe_formats([*layers.values()])
-    for name, fmt in header["formats"].items():
-        if fmt != described.get(name):
-            raise ValueError(f"its format '{name}' is {fmt}; here it is {described.get(name)}")
-    for name, layer in header["layers"].items():
+    convert_layers(model, {name: entry.config for name, entry in header.layers.items() if name not in there})
+    check_layers(model, header)
+
+
+def _fill(model: nn.Module, header: Header, state: dict[str, Tensor]) -> None:
+    """Loads tensors that were compared with the model's."""
+    check_values(state)
+    for name, entry in header.layers.items():
         prefix = f"{name}." if name else ""
         if f"{prefix}packed_weight" in state:
-            state[f"{prefix}{PACKED_AS}"] = describe_packed(layers[name].weight_format, layer["shape"], layer["group"])
-        elif layers[name].weight_format != FLOAT:
-            raise KeyError(f"{prefix}packed_weight")
-    try:
-        model.load_state_dict(state)
-    except BitLabError as error:  # which names the entry, and not the file
-        raise ValueError(error) from error
+            state[f"{prefix}{PACKED_AS}"] = describe_packed(entry.config.weight_format, entry.shape, entry.group)
+    model.load_state_dict(state)
     pack(model, inplace=True)
-
-
-def _damaged(path: Path, error: Exception) -> BitLabError:
-    return BitLabError(f"'{path}' is damaged, of another BitLab version or of another model: {error}")

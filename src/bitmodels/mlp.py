@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 from torch import Tensor, nn
 
@@ -35,15 +37,16 @@ class BitMLPConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if min(self.in_channels, self.out_channels, self.n_layers, *self.widths) < 1:
+        hidden = (self.hidden_dim,) if self.hidden_dims is None else self.hidden_dims
+        if min(self.in_channels, self.out_channels, self.n_layers, *hidden) < 1:
             raise ValueError("in_channels, out_channels, n_layers and all hidden widths must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout}")
 
     @property
-    def widths(self) -> tuple[int, ...]:
+    def widths(self) -> Iterable[int]:
         """The widths of the hidden layers."""
-        return self.hidden_dims if self.hidden_dims is not None else (self.hidden_dim,) * (self.n_layers - 1)
+        return self.hidden_dims if self.hidden_dims is not None else repeat(self.hidden_dim, self.n_layers - 1)
 
 
 @register_model("mlp", BitMLPConfig, features)

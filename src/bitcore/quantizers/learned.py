@@ -67,9 +67,12 @@ class Parametric(Remembered):
         self.batches.fill_(1)
         self._ready = True
 
+    def shape(self, weight_shape: Sequence[int]) -> list[int]:  # noqa: D102
+        return list(next(self.parameters()).shape)  # of a weight's source there is one
+
     @torch.no_grad()
     def keep(self, scale: Tensor, divisor: Tensor) -> None:  # noqa: D102
-        for parameter in self.parameters():  # of a weight's source there is one
+        for parameter in self.parameters():
             parameter.data = scale.clone()  # in the scale's own dtype: it is not to be rounded
         self.batches.fill_(1)
         self._ready = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ class ScaleSource(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns the scale for ``x``."""
+
+    def shape(self, weight_shape: Sequence[int]) -> list[int]:
+        """Returns the shape of the scale of a weight of that shape."""
+        raise NotImplementedError
 
     def divisor(self, x: Tensor, scale: Tensor, fmt: NumberFormat) -> Tensor:
         """Returns, in the scale's shape, what values are divided by before they are rounded: mostly the scale."""
@@ -110,6 +115,9 @@ class FromValues(ScaleSource):
         self.granularity = Granularity(trailing, group)
         self.register_buffer("held_scale", None)
         self.register_buffer("held_divisor", None)
+
+    def shape(self, weight_shape: Sequence[int]) -> list[int]:  # noqa: D102
+        return self.granularity.shape(weight_shape)
 
     def hold(self, x: Tensor, fmt: NumberFormat) -> None:
         """Makes the scale that ``x`` has now the scale of all values to come."""
