@@ -126,17 +126,17 @@ def reader() -> Any:
     return space["read"]
 
 
+def check_message(message: str, path: Path, what: str) -> None:
+    assert str(path) in message, what
+    assert len(message) < 3000, what
+
+
 def judge(path: Path, reader: Any, what: str) -> bool:
     """Whether a file is accepted; then the page's reader must decode what the model computes with."""
     try:
         model, extra = load_model(path)
     except BitLabError as error:
-        refused = str(error)
-    else:
-        refused = ""
-    if refused:
-        assert str(path) in refused, what
-        assert len(refused) < 3000, what
+        check_message(str(error), path, what)
         return False
     found = reader(path)
     assert isinstance(extra, dict)
