@@ -1,7 +1,9 @@
 # Every target sets up its own virtual environment when there is none. `make` lists the targets.
-# Settings: PYTHON (makes the environment), VENV (where it is), WORKERS (test processes), ARGS (more for pytest).
+# Settings: PYTHON (makes the environment), VENV (where it is), WORKERS (test processes), ARGS (more for pytest
+# or the fuzzer), MINUTES (of fuzzing).
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 10
 WORKERS ?= auto
 ARGS ?=
 
@@ -17,7 +19,7 @@ C_FILES = $(shell find src tests mcu -name '*.[ch]')
 # Python is read from src/ as it is; only these need a new installation (directories too: a C file may come or go).
 INSTALLED := pyproject.toml constraints.txt CMakeLists.txt $(shell find src/bitcore/kernels/csrc)
 
-.PHONY: help quickstart test test-slow check format clean
+.PHONY: help quickstart test test-slow fuzz check format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -30,6 +32,9 @@ test: $(VENV)/dev ## run the tests
 
 test-slow: $(VENV)/dev ## run the heavy sweeps
 	$(PYTEST) -m slow $(ARGS)
+
+fuzz: $(VENV)/dev ## mutate files for MINUTES: whatever reads them accepts or refuses, never more
+	PYTHONPATH=tests $(BIN)/python -m fuzz --minutes $(MINUTES) $(ARGS)
 
 check: $(VENV)/dev ## lint, format, types, import contracts
 	$(BIN)/ruff check .

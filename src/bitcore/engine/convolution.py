@@ -139,7 +139,7 @@ class Template(Engine):
         return at
 
     def program(self, machine: Tensor) -> CProgram:
-        """Returns the program with these weights, whose memory it uses.
+        """Returns the program with these weights, whose memory it uses: the caller keeps them as long.
 
         Raises:
             BitLabError: If they were made for another convolution.
@@ -199,7 +199,8 @@ def _mark(g: Geometry, weight: str, activation: str) -> Tensor:
 def _conv2d(x: Tensor, machine: Tensor, weight_format: str, activation: str, *geometry: Any) -> Tensor:
     y = _conv2d_shape(x, machine, weight_format, activation, *geometry)
     made = template(Geometry.of(*geometry), weight_format, activation, tuple(x.shape[2:]))
-    program = made.program(machine.contiguous())
+    machine = machine.contiguous()
+    program = made.program(machine)
     gate.expect_levels("x", x, get_format(activation))
     if not len(x):
         return y

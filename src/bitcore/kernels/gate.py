@@ -54,7 +54,7 @@ def expect(
 
 
 def address(x: Tensor | None) -> int | None:
-    """Returns where a contiguous tensor's memory begins, ``None`` for ``None``.
+    """Returns where a contiguous tensor's memory begins, ``None`` for ``None``; the caller keeps the tensor meanwhile.
 
     Raises:
         BitLabError: If it has values but no memory, as a module's that was offloaded.

@@ -152,6 +152,8 @@ def unprepare(machine: Tensor, fmt: NumberFormat, shape: tuple[int, ...]) -> Ten
 def memory_of(machine: Tensor) -> tuple[int | None, int]:
     """Returns where a weight in the machine's layout begins, and its bytes, as native functions take it.
 
+    The caller keeps the tensor as long as they run.
+
     Raises:
         BitLabError: If it is no contiguous uint8 ``[bytes]`` of the CPU's.
     """

@@ -66,10 +66,10 @@ def _linear_real(x: Tensor, weight: Tensor, format_name: str, outputs: int) -> T
         _linear_real_shape(x, weight, format_name, outputs)
         return linear(x, _decode(weight, format_name, outputs, x.shape[-1]).to(x.dtype))
     y = _linear_real_shape(x, weight, format_name, outputs)
-    native, x, rows = library(), x.contiguous(), math.prod(x.shape[:-1])
+    native, x, weight, rows = library(), x.contiguous(), weight.contiguous(), math.prod(x.shape[:-1])
     assert native is not None
     number = next(iter(usable_sets().values()), _PORTABLE)
-    memory = (*machine.memory_of(weight.contiguous()), x.data_ptr(), y.data_ptr())
+    memory = (*machine.memory_of(weight), x.data_ptr(), y.data_ptr())
     sizes = (rows, outputs, x.shape[-1], torch.get_num_threads())
     machine.check(native.bit_linear_real(number, _c_format(format_name), *memory, *sizes))
     return y

@@ -46,10 +46,10 @@ def _linear_shape(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Ten
 def _linear(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Tensor:
     y, number, native = _linear_shape(x, weight, outputs), _number(isa), library()
     assert native is not None
-    x, memory = x.contiguous(), machine.memory_of(weight.contiguous())
+    x, weight = x.contiguous(), weight.contiguous()
     machine.check(
         native.bit_linear_int8_simd(
-            number, *memory, x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(), math.prod(x.shape[:-1]), outputs,
+            number, *machine.memory_of(weight), x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(), math.prod(x.shape[:-1]), outputs,
             x.shape[-1], torch.get_num_threads(),
         )
     )  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from bitcore.container import parse_json
 from bitcore.errors import BitLabError
 from bitcore.files import write_atomically
 from bitcore.graph import Graph
@@ -54,8 +55,7 @@ class Manifest:
         if (folder / GRAPH_FILE).is_file() and not (folder / MANIFEST_FILE).exists():
             return cls("network", "engine", (GRAPH_FILE,))  # as earlier versions exported for the engine
         try:
-            values = json.loads((folder / MANIFEST_FILE).read_text())
-            return cls._of(values)
+            return cls._of(parse_json((folder / MANIFEST_FILE).read_bytes(), f"'{folder / MANIFEST_FILE}'"))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BitLabError(
                 f"'{folder}' is no exported network; make one with: bitlab export CHECKPOINT --out FOLDER"
@@ -74,7 +74,23 @@ class Manifest:
             raise TypeError("it has names that are no texts")
         if not all(map(is_file_name, (*manifest.files, *manifest.sources))):
             raise ValueError("it names files in other folders")
+        manifest._check_numbers()
         return manifest
+
+    def _check_numbers(self) -> None:
+        """Raises where what it says about its files is nothing that an export writes."""
+        if not set(self.sources) <= set(self.files):
+            raise ValueError("it has sources that are no files of it")
+        if not all(isinstance(text, str) and text.isidentifier() for text in (self.target, self.optimize)):
+            raise ValueError("it has a target or a runtime that is no name")
+        for name, pair in (*self.rice.items(), *self.places.items()):
+            first, second = pair
+            if not (isinstance(name, str) and all(_is_count(number) for number in (first, second))):
+                raise ValueError(f"its '{name}' is no pair of counts")
+        if any(first > second for first, second in self.places.values()):
+            raise ValueError("a place ends before it begins")
+        if not all(map(_is_count, self.sizes.values())):
+            raise ValueError("it has sizes that are no counts")
 
     def size(self, what: str) -> int:
         """Returns one of its sizes.
@@ -95,6 +111,11 @@ class Manifest:
         return values[key]
 
 
+def _is_count(number: object) -> bool:
+    """Whether it is a number of bytes (or a truth value, which counts as one)."""
+    return isinstance(number, int) and 0 <= number < 2**63
+
+
 def open_export(folder: Path) -> tuple[Artifact, Graph]:
     """Returns an export folder's artifact and graph.
 
@@ -102,7 +123,8 @@ def open_export(folder: Path) -> tuple[Artifact, Graph]:
         BitLabError: If it is no export folder.
     """
     manifest = Manifest.load(folder)
-    missing = [name for name in manifest.files if not (folder / name).exists()]
+    there = {path.name for path in folder.iterdir()}
+    missing = [name for name in manifest.files if name not in there]
     if missing:
         raise BitLabError(f"'{folder}' is no exported network any more, {missing[0]} is missing; export it again")
     return Artifact(folder, manifest.name), Graph.load(folder / GRAPH_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import subprocess
@@ -19,7 +20,7 @@ import native_calls
 import native_programs
 from bitcore import BitLabError, BitQuantConfig
 from bitcore.engine import Engine
-from bitcore.engine.program import PROBLEMS, CStep
+from bitcore.engine.program import PROBLEMS, CPost, CStep, PostKind, StepKind
 from bitcore.formats import FORMATS
 from bitcore.kernels import machine
 from bitcore.kernels.native import library
@@ -62,9 +63,11 @@ def test_a_hundred_thousand_calls_under_address_sanitizer(tmp_path: Path, requir
     options = [f"-DCMAKE_C_COMPILER={compiler}", "-DCMAKE_BUILD_TYPE=Release", "-DBITLAB_SANITIZE=address"]
     subprocess.run([cmake, "-S", ROOT, "-B", tmp_path / "_native", *options], check=True, capture_output=True)
     subprocess.run([cmake, "--build", tmp_path / "_native", "-j2"], check=True, capture_output=True)
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    # The second, too, before torch loads it: the sanitizer looks once for the function that throws exceptions.
+    names = ("libasan.so", "libstdc++.so")
+    found = [subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip() for name in names]
     limits = "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096"
-    environment = {**os.environ, "LD_PRELOAD": runtime.stdout.strip(), "ASAN_OPTIONS": limits}
+    environment = {**os.environ, "LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": limits}
     command = [sys.executable, ROOT / "tests" / "native_calls.py", "100000", "1", tmp_path]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-5000:]
@@ -162,6 +165,37 @@ def test_a_weight_whose_header_lies_is_refused():
     assert torch.equal(torch.ops.bitcore.linear_simd(x, weight, 70), expected)
 
 
+def test_no_address_outlives_its_tensor():
+    """Whose address is taken has a name: of a value between two calls, Python frees the memory before the second."""
+    for path in (*(ROOT / "src/bitcore/kernels").glob("*.py"), *(ROOT / "src/bitcore/engine").glob("*.py")):
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if name == "data_ptr":
+                assert isinstance(call.func, ast.Attribute)
+                tensor = call.func.value
+            elif name in ("address", "memory_of", "program") and call.args:
+                tensor = call.args[0]
+            else:
+                continue
+            assert not isinstance(tensor, ast.Call), f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+
+
+@pytest.mark.parametrize("operator", ["linear_simd", "linear_real", "decode", "conv2d_packed"])
+def test_weights_with_gaps_are_right(operator: str):
+    """Every second byte of memory: what the kernel reads is a copy."""
+    x, weight, rest = torch.ones(2, 33), weight_of("int4", 70, 33, 3), ("int4", 70)
+    if operator == "conv2d_packed":
+        layer = packed(BitConv2d)
+        assert isinstance(layer, BitConv2d) and layer.tiles is not None and layer._geometry is not None
+        x, weight, rest = torch.ones(1, 8, 9, 7).to(torch.int8), layer.tiles, ("int4", "int8", *layer._geometry)
+    elif operator == "linear_simd":
+        x, rest = x.to(torch.int8), (70,)
+    arguments = (weight, "int4", 70, 33) if operator == "decode" else (x, weight, *rest)
+    spaced = torch.stack([weight, weight], 1)[:, 0]
+    call = getattr(torch.ops.bitcore, operator)
+    assert torch.equal(call(*(spaced if a is weight else a for a in arguments)), call(*arguments))
+
+
 def test_memory_that_was_freed_is_refused():
     x, weight = torch.ones(2, 33), weight_of("int4", 70, 33, 3)
     x.untyped_storage().resize_(0)
@@ -219,6 +253,22 @@ def test_a_program_that_lies_is_refused_by_step():
             engine._verify(engine._native)  # type: ignore[arg-type]
         setattr(steps[index], name, was)
     engine._verify(engine._native)  # type: ignore[arg-type]
+
+
+def test_steps_of_another_kind_are_refused_or_harmless():
+    """The kind decides which arrays are read; those of another kind may not be there."""
+    for seed in range(6):
+        engine = Engine(random_graph(np.random.default_rng(seed)))
+        for record in native_programs.records(engine):
+            if not isinstance(record, CStep | CPost):
+                continue
+            was, kinds = record.kind, StepKind if isinstance(record, CStep) else PostKind
+            for kind in kinds:
+                record.kind = kind
+                if native_programs.verdict(engine) == 0:
+                    native_programs.run(engine)
+            record.kind = was
+            assert native_programs.verdict(engine) == 0
 
 
 def test_every_problem_has_words():

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bitcore.kernels
 from bitcore.formats import FORMATS, NumberFormat
+from graphs import BLOCKS, ENDS, random_graph
+from native_blocks import programs
 
 SIMD = Path(bitcore.kernels.__file__).parent / "csrc" / "simd"
-SOURCES = ("bit_prepare", "bit_pool", "bit_isa", "bit_linear_simd", "bit_linear_real", "bit_conv_portable")
-HARNESSES = ("simd_harness", "conv_harness")
+SOURCES = (
+    "bit_prepare", "bit_pool", "bit_isa", "bit_linear_simd", "bit_linear_real", "bit_conv_portable", "bit_program",
+    "bit_engine", "bit_engine_samples", "bit_engine_tiles",
+)  # fmt: skip
+HARNESSES = ("simd_harness", "conv_harness", "engine_harness")
 # As in CMakeLists.txt.
 OPTIONS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno")
 FAMILIES = {
@@ -52,6 +59,17 @@ def build(folder: Path, compiler: str, family: str) -> list[str]:
     return [str(folder / name) for name in HARNESSES]
 
 
+def written_programs(folder: Path) -> Path:
+    """Programs of the engine: every kind of operation, weight format, input and end."""
+    path = folder / "programs"
+    if not path.exists():
+        rng, formats = np.random.default_rng(0), list(FORMATS)
+        graphs = [random_graph(rng, [name], end=end) for name, end in zip(BLOCKS, itertools.cycle(ENDS), strict=False)]
+        graphs += [random_graph(rng, ["conv2d"], formats=formats[i : i + 2]) for i in range(0, len(formats), 2)]
+        path.write_bytes(programs([*graphs, *(random_graph(rng) for _ in range(20))]))
+    return path
+
+
 def check(command: list[str], families: set[str]) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
@@ -62,7 +80,7 @@ def test_arm_kernels_in_an_emulator(tmp_path: Path, require_tool: Callable[[str,
     compiler = require_tool("aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
     emulator = require_tool("qemu-aarch64", "qemu-user")
     for program in build(tmp_path, compiler, "BIT_ARM"):
-        check([emulator, "-cpu", "max", program], set(FAMILIES["BIT_ARM"]))
+        check([emulator, "-cpu", "max", program, str(written_programs(tmp_path))], set(FAMILIES["BIT_ARM"]))
 
 
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="these are kernels for x86")
@@ -71,7 +89,7 @@ needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), re
 @needs_x86
 def test_x86_kernels(tmp_path: Path, require_tool: Callable[[str, str], str]):
     for program in build(tmp_path, require_tool("gcc", "gcc"), "BIT_X86"):
-        check([program], set())
+        check([program, str(written_programs(tmp_path))], set())
 
 
 @needs_x86

@@ -222,7 +222,12 @@ static int weights_fit(const struct reader *r) {
 
 /* ---- posts ---- */
 
+/* Which arrays there are, the kind decides, and that may be a lie. */
 static int shifts_fit(const struct bit_post *post) {
+    if (post->multiplier == NULL || post->bias == NULL || post->shift == NULL ||
+        (post->in_double && (post->factor == NULL || post->addend == NULL))) {
+        return 0;
+    }
     for (int64_t i = 0; i < post->items; i++) {
         const int64_t most = (int64_t)1 << 61; /* with a product of int32, and half of 2**62, still within int64 */
         if (post->shift[i] < 0 || post->shift[i] > 62 || post->multiplier[i] < -INT32_MAX ||
@@ -234,7 +239,8 @@ static int shifts_fit(const struct bit_post *post) {
 }
 
 static int thresholds_fit(const struct bit_post *post) {
-    if (post->count < 0 || post->count > INT32_MAX || times(post->count + 1, post->channels) > post->items ||
+    if (post->table == NULL || post->count < 0 || post->count > INT32_MAX ||
+        times(post->count + 1, post->channels) > post->items ||
         post->low + (int64_t)post->high * post->count != (int32_t)(post->low + (int64_t)post->high * post->count)) {
         return 0;
     }
@@ -279,7 +285,7 @@ static int post_fits(const struct reader *r, int index) {
     case BIT_POST_THRESHOLD:
         return post->channels >= parameters && thresholds_fit(post);
     case BIT_POST_LOOKUP:
-        return post->items >= 256;
+        return post->table != NULL && post->items >= 256;
     case BIT_POST_ADD:
     case BIT_POST_STORE:
         return exchange_fits(r, index);
