@@ -472,13 +472,19 @@ def call_operator(rng: random.Random, name: str) -> tuple[str, Tensor | BaseExce
         got = outcome(getattr(torch.ops.bitcore, name), *arguments)
         if isinstance(got, BaseException) and isinstance(wanted, Tensor):
             return f"refuses meta: {got}", got
-        return complaint(got, wanted.to("meta") if isinstance(wanted, Tensor) else wanted), got
+        if not isinstance(wanted, Tensor):  # because of values, of which meta knows nothing
+            return "", got
+        return complaint(got, wanted.to("meta")), got
     arguments = _mutated(rng, arguments)
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     foreign = any(t.is_meta or t.layout != torch.strided or HUGE in t.shape for t in tensors)
     got = outcome(getattr(torch.ops.bitcore, name), *arguments)
     if isinstance(got, Tensor) and got.is_meta and all(t.is_meta for t in tensors):
         return "", got  # of tensors without values there is no more to know
+    if isinstance(got, Tensor) and not got.numel() and not foreign:
+        return "", got  # no weight was read, whatever it holds
+    if isinstance(got, Tensor) and not got.numel() and any(HUGE in t.shape for t in tensors):
+        return "", got  # nothing for each of so many
     return complaint(got, Refused("no such call") if foreign else outcome(reference, *arguments)), got
 
 
