@@ -1,14 +1,15 @@
 """Fuzzes every target in turn: ``python -m fuzz [--minutes N] [--only TARGET] [--seed N]``.
 
-With atheris (``pip install atheris``) mutations are guided by the code of ``bitcore`` and ``bitmodels`` that they reach;
-without it they are random, and the same for the same seed. Findings are written to ``tests/corpus/TARGET/``; then the
-exit status is 1.
+With atheris (``pip install atheris``) mutations are guided by the code of ``bitcore`` and ``bitmodels`` that they
+reach; without it they are random, and the same for the same seed. Findings are written to ``tests/corpus/TARGET/``;
+then the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import signal
 import sys
@@ -27,8 +28,7 @@ def instrumented(wanted: bool) -> Any:
     """The context in which modules are imported so that atheris sees which code runs."""
     if not wanted:
         return nullcontext()
-    import atheris  # pyright: ignore[reportMissingImports]
-
+    atheris: Any = importlib.import_module("atheris")
     return atheris.instrument_imports(include=["bitcore", "bitmodels"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -47,7 +49,8 @@ class Judge:
         try:
             self.accepted += self.target.check(data, self.folder / "work")
         except BitLabError as error:
-            assert str(error), "an error without a word"
+            if not str(error):
+                raise AssertionError("an error without a word") from error
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self.note()
@@ -62,7 +65,7 @@ class Judge:
 def bound() -> None:
     """Bounds memory, and has a hang end the process, whatever it is in."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESSES, used + ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
@@ -76,8 +79,7 @@ def fuzz(target: Target, pool: Sequence[bytes], seconds: float, seed: str, folde
 
 def fuzz_by_coverage(target: Target, pool: Sequence[bytes], seconds: float, seed: str, folder: Path) -> None:
     """The same, guided by the code that inputs reach (atheris); never returns."""
-    import atheris  # pyright: ignore[reportMissingImports]
-
+    atheris: Any = importlib.import_module("atheris")
     judge, corpus = Judge(target, folder), folder / "pool"
     corpus.mkdir()
     for i, data in enumerate(pool):

@@ -12,8 +12,8 @@ from typing import Any
 from lies import NUMBERS, seal
 
 TEXTS = (
-    "", "\0", "\x1b[2J", "../../x", "/etc/passwd", "*/ }", "a" * 5000, "é", "\ud7ff", "nan", "1e999", "-1", "int8", "NaN",
-    "sha256", "a\nb", '"', "\\", "%s%n", "${x}", "__class__", "[" * 3000, "{}",
+    "", "\0", "\x1b[2J", "../../x", "/etc/passwd", "*/ }", "a" * 5000, "é", "\ud7ff", "nan", "1e999", "-1", "int8",
+    "NaN", "sha256", "a\nb", '"', "\\", "%s%n", "${x}", "__class__", "[" * 3000, "{}",
 )  # fmt: skip
 INTEGERS = (0, 1, 2, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
 JSON = (*NUMBERS, *TEXTS)

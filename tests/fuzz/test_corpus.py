@@ -17,9 +17,10 @@ def accepted(target: str, data: bytes, folder: Path) -> bool:
     try:
         return TARGETS[target].check(data, folder)
     except BitLabError as error:
-        assert str(error)
-        assert len(str(error)) < 3000
-        return False
+        words = str(error)
+    assert words
+    assert len(words) < 3000
+    return False
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -37,4 +38,4 @@ def test_what_broke_something_breaks_nothing(path: Path, tmp_path: Path) -> None
 def test_the_corpus_is_small_and_of_known_targets() -> None:
     assert {path.parent.name for path in FILES} <= set(TARGETS)
     assert all(path.stat().st_size < 10_000 for path in FILES)
-    assert len(FILES) > 100
+    assert len(FILES) > 80

@@ -55,7 +55,8 @@ class Packing:
         """Unpacks uint8 ``[..., row_bytes(n)]`` into uint8 codes ``[..., n]``.
 
         Raises:
-            ValueError: If the rows have another length, or a stored code lies outside ``0 … radix − 1``.
+            ValueError: If the rows have another length, a stored code lies outside ``0 … radix − 1``, or one behind
+                the row's end is not 0 (which kernels that read whole words rely on).
         """
         if data.shape[-1] != self.row_bytes(n):
             raise ValueError(f"a row of {n} codes takes {self.row_bytes(n)} bytes, not {data.shape[-1]}")
@@ -65,7 +66,10 @@ class Packing:
         without_values = torch.compiler.is_compiling() or words.is_meta
         if words.numel() and not without_values and int(words.max()) >= self.radix**self.codes:
             raise ValueError(f"a packed word holds more than {self.codes} codes of radix {self.radix}: corrupted data")
-        return (words[..., None] // self._powers(data.device) % self.radix).to(torch.uint8).flatten(-2)[..., :n]
+        codes = (words[..., None] // self._powers(data.device) % self.radix).to(torch.uint8).flatten(-2)
+        if n % self.codes and words.numel() and not without_values and bool(codes[..., n:].any()):
+            raise ValueError(f"the last word of a row holds more than its {n % self.codes} codes: corrupted data")
+        return codes[..., :n]
 
     def _powers(self, device: torch.device) -> Tensor:
         return torch.tensor([self.radix**i for i in range(self.codes)], device=device)

@@ -49,8 +49,8 @@ def _linear(x: Tensor, weight: Tensor, outputs: int, isa: str = "") -> Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     machine.check(
         native.bit_linear_int8_simd(
-            number, *machine.memory_of(weight), x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(), math.prod(x.shape[:-1]), outputs,
-            x.shape[-1], torch.get_num_threads(),
+            number, *machine.memory_of(weight), x.data_ptr(), x.dtype == torch.uint8, y.data_ptr(),
+            math.prod(x.shape[:-1]), outputs, x.shape[-1], torch.get_num_threads(),
         )
     )  # fmt: skip
     return y

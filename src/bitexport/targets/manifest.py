@@ -66,8 +66,8 @@ class Manifest:
         """Builds it from plain values; what another version wrote beside them is passed over."""
         known = {field.name for field in fields(cls)}
         lists = {key: tuple(values.get(key, ())) for key in ("files", "sources")}
-        plain: dict[str, Any] = {key: value for key, value in values.items() if key in known}
-        manifest = cls(**(plain | lists))
+        given: dict[str, Any] = {key: value for key, value in values.items() if key in known} | lists
+        manifest = cls(**given)
         if not is_identifier(manifest.name):
             raise ValueError("it has no name")
         if not all(isinstance(text, str) for text in (manifest.target, manifest.optimize, *manifest.rice)):

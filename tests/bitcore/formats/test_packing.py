@@ -143,3 +143,15 @@ def test_bit_packing_is_a_bit_stream(bits: int):
 def test_a_word_must_hold_its_codes(radix: int, codes: int, word: int):
     with pytest.raises(ValueError, match="do not fit"):
         Packing(radix, codes, word)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda fmt: fmt.name)
+def test_codes_behind_the_end_of_a_row_are_refused(fmt: NumberFormat) -> None:
+    """Kernels read whole words: what one passes over, another would add."""
+    packing = fmt.packing
+    for n in range(1, packing.codes):
+        full = packing.pack(torch.ones(2, packing.codes, dtype=torch.uint8))
+        with pytest.raises(ValueError, match="corrupted"):
+            packing.unpack(full, n)
+        codes = torch.ones(2, n, dtype=torch.uint8)
+        assert torch.equal(packing.unpack(packing.pack(codes), n), codes)
