@@ -43,7 +43,8 @@ def packed(kind: Any, config: BitQuantConfig = CONFIG) -> nn.Module:
 
 def test_every_operator_and_every_kind_of_layer_is_called():
     ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("bitcore::")}
-    assert {f"bitcore::{name}" for name in native_calls.OPERATORS} == ours
+    only_raises = {"bitcore::no_gradient"}
+    assert {f"bitcore::{name}" for name in native_calls.OPERATORS} == ours - only_raises
     assert set(CONVERSIONS.values()) == set(native_calls.LAYERS)
 
 
