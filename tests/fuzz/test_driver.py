@@ -20,14 +20,14 @@ from fuzz import child, targets
 from fuzz import __main__ as driver
 
 driver.MOST = 1
-child.SECONDS = 1
+child.SECONDS, child.MEMORY = 1, 64 << 20
 kept = []
 
 def raises(): raise KeyError("not ours")
 def crashes(): ctypes.string_at(0)
 def hangs(): time.sleep(60)
 def asks_for_too_much(): bytearray(1 << 40)
-def fills_memory(): kept.append(b"x" * (600 << 20))
+def fills_memory(): kept.append(b"x" * (100 << 20))
 def has_no_words(): raise BitLabError("")
 def refuses(): raise BitLabError("no")
 
@@ -39,7 +39,7 @@ for what in (raises, crashes, hangs, asks_for_too_much, fills_memory, has_no_wor
     check.__name__ = what.__name__
     targets.target(lambda: [b"x" * 20])(check)
 names = [argument for name in targets.TARGETS if name in globals() for argument in ("--only", name)]
-sys.exit(driver.main(["--random", "--minutes", "0.1", *names], Path(sys.argv[1])))
+sys.exit(driver.main(["--random", "--minutes", "0.4", *names], Path(sys.argv[1])))
 """
 
 
