@@ -12,7 +12,12 @@ from typer.models import ArgumentInfo
 
 from bitlab import cli
 
-NEEDED = {"export": ["--out", "new"], "publish": ["--float-twin", "new"], "fit": ["--target", "rv32ec"]}
+NEEDED = {
+    "quantize": ["--preset", "w8a8"],
+    "export": ["--out", "new"],
+    "publish": ["--float-twin", "new"],
+    "fit": ["--target", "rv32ec"],
+}
 """What a command does not start without."""
 
 
@@ -62,7 +67,7 @@ def test_any_path(
             continue
         words = [option, place] if option else [place]
         words += NEEDED.get(command, []) if option not in NEEDED.get(command, []) else []
-        if command in ("export", "publish", "measure", "verify") and option:
+        if command in ("export", "publish", "measure", "quantize", "verify") and option:
             words += ["file"]
         if command == "train":
             words += ["--epochs", "1", "--max-train-samples", "64", "--quiet"]

@@ -6,6 +6,7 @@ Only their sizes differ: one tiny epoch on made-up pictures.
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -89,6 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     random = np.random.RandomState(0)
     for name, (size, channels, classes) in IMAGES.items():
         (tmp_path / "data" / name).mkdir(parents=True)
+        features = {"image": {"_type": "Image"}, "label": {"names": [*map(str, range(classes))], "_type": "ClassLabel"}}
         for split, count in (("train", 80 if name == "mnist" else 10), ("test", 6)):
             cells = []
             for _ in range(count):
@@ -96,8 +98,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 pixels = random.randint(0, 256, (size, size, 3)[: 2 + (channels == 3)], dtype=np.uint8)
                 Image.fromarray(pixels).save(buffer, "PNG")
                 cells.append({"bytes": buffer.getvalue(), "path": None})
-            labels = [classes - 1, *random.randint(0, classes, count - 1).tolist()]
-            pq.write_table(pa.table({"image": cells, "label": labels}), tmp_path / "data" / name / f"{split}.parquet")
+            table = pa.table({"image": cells, "label": random.randint(0, classes, count)})
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            pq.write_table(table, tmp_path / "data" / name / f"{split}.parquet")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("BITLAB_CACHE", str(tmp_path / "cache"))

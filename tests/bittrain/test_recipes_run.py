@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,6 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 Image.fromarray(pixels).save(buffer, "JPEG")
                 cells.append({"bytes": buffer.getvalue(), "path": None})
             table = pa.table({"image": cells, "label": random.randint(0, classes, count)})
-            import json
-
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
             pq.write_table(table, tmp_path / "data" / name / f"{split}-00000-of-00001.parquet")
     monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "data"))

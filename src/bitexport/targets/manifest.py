@@ -70,8 +70,8 @@ class Manifest:
         manifest = cls(**given)
         if not is_identifier(manifest.name):
             raise ValueError("it has no name")
-        if not all(isinstance(text, str) for text in (manifest.target, manifest.optimize, *manifest.rice)):
-            raise TypeError("it has names that are no texts")
+        if not all(map(is_file_name, (manifest.target, manifest.optimize))):
+            raise ValueError("it has a target or a runtime that is no name")
         if not all(map(is_file_name, (*manifest.files, *manifest.sources))):
             raise ValueError("it names files in other folders")
         manifest._check_numbers()
@@ -81,8 +81,6 @@ class Manifest:
         """Raises where what it says about its files is nothing that an export writes."""
         if not set(self.sources) <= set(self.files):
             raise ValueError("it has sources that are no files of it")
-        if not all(isinstance(text, str) and text.isidentifier() for text in (self.target, self.optimize)):
-            raise ValueError("it has a target or a runtime that is no name")
         for name, pair in (*self.rice.items(), *self.places.items()):
             first, second = pair
             if not (isinstance(name, str) and all(_is_count(number) for number in (first, second))):
