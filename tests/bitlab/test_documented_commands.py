@@ -102,6 +102,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
             pq.write_table(table, tmp_path / "data" / name / f"{split}.parquet")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    np.save(tmp_path / "x.npy", random.rand(4, 1, 16, 16).astype(np.float32))  # a reader's own
+    np.save(tmp_path / "y.npy", random.randint(0, 10, 4))
     monkeypatch.setenv("BITLAB_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("BITLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)

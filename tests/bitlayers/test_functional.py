@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 
 from bitcore.presets import PRESETS
 from bitcore.quantizers import Tracked
@@ -46,11 +46,6 @@ def test_transforms_equal_the_backward_pass(kind: str, preset: str):
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0, name
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6)
-
-    tangents = {name: torch.randn_like(weight) for name, weight in weights.items()}
-    product = sum((tangents[name] * gradient).sum() for name, gradient in expected.items())
-    found = jvp(lambda weights: loss(weights, x, factors), (weights,), (tangents,))[1]
-    torch.testing.assert_close(found, product, rtol=1e-4, atol=1e-4)
 
     if layer.quant_config.weight_rounding != "stochastic":
         each = vmap(grad(loss), (None, 0, 0))(weights, x[:, None], factors[:, None])

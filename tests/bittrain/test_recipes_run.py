@@ -75,7 +75,7 @@ def test_one_tiny_epoch(path: Path, made_up: None, tmp_path: Path) -> None:
         batch_size=4,
         max_train_samples=8,
         max_test_samples=4,
-        workers=1,
+        **({} if recipe.loading == "memory" else {"workers": 1}),
         warmup_epochs=0,
         lr=1e-4,
         device="cpu",

@@ -71,7 +71,10 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Function(torch.autograd.Function):
-    """A function that `torch.func`'s transforms take, and that costs no more than any other where there are none."""
+    """A function that `torch.func`'s grad and vmap take, and that costs no more than any other where there are none.
+
+    It has no ``jvp``: torch's compiler takes no function that has one.
+    """
 
     generate_vmap_rule = True
 
@@ -101,14 +104,6 @@ class Surrogate(_Function):
         _, scale, _, dx, dscale = inputs
         ctx.shape = scale.shape
         ctx.save_for_backward(dx, dscale)
-        ctx.save_for_forward(dx, dscale)
-
-    @staticmethod
-    def jvp(ctx: Any, x: Tensor | None, scale: Tensor | None, *others: Any) -> Tensor:
-        """Multiplies the tangents by the derivatives."""
-        dx, dscale = ctx.saved_tensors
-        terms = [x if x is None or dx is None else x * dx, None if scale is None or dscale is None else scale * dscale]
-        return sum(term for term in terms if term is not None)  # type: ignore[return-value]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -134,11 +129,6 @@ class GradientScale(_Function):
         ctx.factor = inputs[1]
 
     @staticmethod
-    def jvp(ctx: Any, x: Tensor, factor: None) -> Tensor:
-        """Multiplies the tangent."""
-        return x * ctx.factor
-
-    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Multiplies the gradient."""
         return grad * ctx.factor, None
@@ -155,11 +145,6 @@ class PowerOfTwo(_Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keeps nothing."""
-
-    @staticmethod
-    def jvp(ctx: Any, scale: Tensor) -> Tensor:
-        """Passes the tangent unchanged."""
-        return scale
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
