@@ -45,7 +45,10 @@ def save_container(
     except (TypeError, ValueError, RecursionError) as error:
         raise BitLabError(f"cannot write '{path}': what it shall hold is no JSON: {error}") from error
     parse_json(text, f"what '{path}' shall hold")  # a key may be there twice: the number 1 and the text "1"
-    content = bytearray(save(tensors, {kind: text}))
+    try:
+        content = bytearray(save(tensors, {kind: text}))
+    except UnicodeEncodeError as error:
+        raise BitLabError(f"cannot write '{path}': a name in it is no text ({error})") from error
     place = _place(content, kind)
     content[place : place + len(_BLANK)] = hashlib.sha256(content).hexdigest().encode()
     write_atomically(path, content)

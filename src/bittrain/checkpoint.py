@@ -39,7 +39,9 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
         raise BitLabError(
             f"{path} holds Python objects beyond tensors; it was refused and nothing of it was executed"
         ) from None
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except BitLabError:
+        raise
+    except Exception as error:  # what torch's reader meets in a stranger's pickle can be of any kind
         reason = (str(error).splitlines() or [""])[0]
         raise BitLabError(f"{path} is damaged ({reason}); use another checkpoint or train again") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("bitlab"), dict):
