@@ -44,7 +44,7 @@ def test_transforms_equal_the_backward_pass(kind: str, preset: str):
     gradients = grad(loss)(weights, x, factors)
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert gradient.abs().sum() > 0, name
+        assert gradient.abs().sum() > 0 or name.endswith("alpha"), name  # a clip that clips nothing has none
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6)
 
     if layer.quant_config.weight_rounding != "stochastic":
