@@ -216,7 +216,7 @@ def c_tokens(text: str) -> list[str]:
 
 
 def _names() -> list[bytes]:
-    names = ["first\nsecond\nlast", "*/ no C /*\na\\\nb", '"\n//\nint', "output\nmain\nint", "a.b\n\x1b[2J\n\\\n"]
+    names = ["first\nsecond\nlast", "*/ no C /*\na\\\nb", '"\n//\nint', "output\nmain\nint", "a.b\n\x1b[2J\n\\"]
     return [text.encode() for text in names]
 
 
